@@ -1,0 +1,1 @@
+"""One story a verb; no verb imports another, `demo` and `search` aside."""

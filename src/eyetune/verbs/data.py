@@ -1,0 +1,127 @@
+"""`eyetune data …`: what is done with photographs before any training."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from eyetune.errors import UserError
+from eyetune.progress import duration, meter
+
+
+def synth(
+    out: Path,
+    *,
+    patients: int = 100,
+    size: str = "512",
+    seed: int = 0,
+    cameras: str = "clinic",
+    every_camera: bool = False,
+    first_patient: int = 1,
+    grades: str | None = None,
+    splits: str | None = None,
+    defects: str | None = None,
+    workers: int | None = None,
+) -> None:
+    """Draw a cohort of synthetic eyes whose labels are true by construction.
+
+    Writes images/ and labels.csv (image, patient, eye, camera, dr_grade, vcdr, glaucoma, caption). The same seed
+    draws the same eyes, on any number of workers and at any size.
+
+    Args:
+        out: Folder to write to; empty, or not there yet.
+        patients: How many patients, two eyes each.
+        size: Pixels of a square photograph, or WIDTHxHEIGHT such as 2592x1944.
+        seed: Number that decides everything.
+        cameras: One or more of clinic, handheld, legacy, separated by commas. Patients take turns among them.
+        every_camera: Photograph every eye with every camera instead.
+        first_patient: Number of the first patient: cohorts of one seed with other numbers share no patient.
+        grades: Weights of the diabetic retinopathy grades 0 to 4 (default 30,15,25,15,15).
+        splits: Shares of patients for a split column, such as train=0.7,val=0.1,test=0.2.
+        defects: Faults to plant and list in defects.json: a number of each kind (such as 3), or some of
+            duplicates, near_duplicates, patient_leaks, truncated, mislabelled with numbers, such as
+            duplicates=2,truncated=1.
+        workers: Processes (default: one for every processor).
+    """
+    from eyetune.data.phantom import write_cohort
+
+    pixels = _size(size)
+    names = tuple(_words(cameras))
+    weights = None if grades is None else [_number(word, "grades") for word in _words(grades)]
+    shares = None if splits is None else _pairs(splits, "splits")
+    faults = None if defects is None else _defects(defects, with_leaks=shares is not None)
+    total = 2 * patients * (len(names) if every_camera else 1)
+    with meter(total, "Drawing", "images") as update:
+        summary = write_cohort(
+            out,
+            patients=patients,
+            seed=seed,
+            size=pixels,
+            cameras=names,
+            every_camera=every_camera,
+            first_patient=first_patient,
+            grades=weights,
+            defects=faults,
+            splits=shares,
+            workers=_workers(total) if workers is None else workers,
+            progress=lambda done, _total: update(done),
+        )
+    counted = ", ".join(f"grade {grade}: {n}" for grade, n in enumerate(summary.grades))
+    print(
+        f"{summary.images} images of {summary.patients} patients in {summary.folder} ({counted}), "
+        f"{duration(summary.seconds)}."
+    )
+    if summary.splits:
+        print("Splits: " + ", ".join(f"{name}: {n}" for name, n in summary.splits.items()) + ".")
+    if summary.defects:
+        planted = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in summary.defects.items())
+        print(f"Planted: {planted}; listed in {summary.out / 'defects.json'}.")
+    print(
+        f"Labels in {summary.table}. Train on it: eyetune finetune CONFIG.yaml --data.table {summary.table} "
+        f"--data.images {summary.folder} --data.label-column dr_grade"
+    )
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    found = re.fullmatch(r"\s*(\d+)(?:\s*[xX×]\s*(\d+))?\s*", text)
+    if found is None:
+        raise UserError(f"--size must be pixels, such as 512, or WIDTHxHEIGHT, such as 2592x1944; got {text!r}.")
+    width = int(found[1])
+    return width if found[2] is None else (width, int(found[2]))
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[,\s]+", text.strip()) if word]
+
+
+def _number(text: str, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--{flag}: {text!r} is not a number.") from None
+
+
+def _pairs(text: str, flag: str) -> dict[str, float]:
+    pairs: dict[str, float] = {}
+    for word in _words(text):
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise UserError(f"--{flag} takes NAME=NUMBER, separated by commas; got {word!r}.")
+        pairs[name] = _number(value, flag)
+    return pairs
+
+
+def _defects(text: str, *, with_leaks: bool) -> Mapping[str, int]:
+    from eyetune.data.phantom import DEFECTS
+
+    if text.strip().isdigit():  # leaks need splits; without them a number means one of each other kind
+        return {kind: int(text) for kind in DEFECTS if with_leaks or kind != "patient_leaks"}
+    return {kind: int(count) for kind, count in _pairs(text, "defects").items()}
+
+
+def _workers(images: int) -> int:
+    """One a processor, but none for a handful of images: a process takes longer to start than twenty to draw."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, images // 20)
