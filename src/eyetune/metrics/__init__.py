@@ -1,0 +1,1 @@
+"""Scores, their table of predictions, and pictures of both."""

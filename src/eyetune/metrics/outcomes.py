@@ -1,0 +1,159 @@
+"""Targets beside probabilities, and what most metrics need of them, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """N >= 0 images whose class is known, and what a model gave for each.
+
+    Args:
+        targets: int64[N], 0..K-1.
+        probabilities: float64[N, K], rows sum to 1.
+    """
+
+    targets: NDArray[np.int64]
+    probabilities: Floats
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.probabilities.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, rows: Any) -> Outcomes:
+        """These rows (int[M], repeats allowed, or bool[N])."""
+        return Outcomes(self.targets[rows], self.probabilities[rows])
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """int64[N]: the most probable class (the first of equals)."""
+        return self.probabilities.argmax(axis=1)
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """int64[K, K]: images by truth (rows) and prediction (columns)."""
+        k = self.num_classes
+        return np.bincount(self.targets * k + self.predicted, minlength=k * k).reshape(k, k)
+
+    @cached_property
+    def support(self) -> NDArray[np.int64]:
+        """int64[K]: images of each class."""
+        return self.confusion.sum(axis=1)
+
+    @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """K curves, each class against the rest."""
+        return tuple(Curve.of(self.targets == k, self.probabilities[:, k]) for k in range(self.num_classes))
+
+    @cached_property
+    def precision(self) -> Floats:
+        """float64[K]: of those called k, the share that are; 0 for a class never predicted."""
+        return ratio(self.confusion.diagonal(), self.confusion.sum(axis=0), otherwise=0.0)
+
+    @cached_property
+    def recall(self) -> Floats:
+        """float64[K]: of those that are k, the share called so (sensitivity); NaN for a class without examples."""
+        return ratio(self.confusion.diagonal(), self.support)
+
+    @cached_property
+    def specificity(self) -> Floats:
+        """float64[K]: of those that are not k, the share not called so; NaN when every image is k."""
+        others = len(self) - self.support
+        return ratio(others - (self.confusion.sum(axis=0) - self.confusion.diagonal()), others)
+
+    @cached_property
+    def f1(self) -> Floats:
+        """float64[K]: harmonic mean of precision and recall; NaN for a class without examples."""
+        hits = 2 * self.confusion.diagonal()
+        return np.where(self.support > 0, ratio(hits, self.confusion.sum(axis=0) + self.support), np.nan)
+
+    @cached_property
+    def auroc(self) -> Floats:
+        """float64[K]: each class against the rest; NaN where one side is empty."""
+        if self.num_classes == 2:
+            # One curve for both, so that the two sides of a rounded softmax cannot disagree.
+            return np.repeat(self.curves[1].auroc, 2)
+        return np.array([curve.auroc for curve in self.curves])
+
+    @cached_property
+    def auprc(self) -> Floats:
+        """float64[K]: average precision of each class against the rest; NaN for a class without examples."""
+        return np.array([curve.average_precision for curve in self.curves])
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Hits and false alarms as the threshold falls through the scores.
+
+    Entry 0 is "nothing is called positive"; entry i >= 1 calls positive every image with a score >= thresholds[i].
+    Images with equal scores enter together.
+
+    Args:
+        thresholds: float64[M + 1], falling, the first is +inf.
+        hits: int64[M + 1], true positives.
+        alarms: int64[M + 1], false positives.
+    """
+
+    thresholds: Floats
+    hits: NDArray[np.int64]
+    alarms: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, positive: NDArray[np.bool_], scores: Floats) -> Curve:
+        """The curve of `scores` float64[N] for the truth `positive` bool[N]."""
+        order = np.argsort(-scores, kind="stable")
+        falling = scores[order]
+        last_of_equals = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)) if len(scores) else order
+        hits = np.cumsum(positive[order])[last_of_equals]
+        return cls(
+            thresholds=np.concatenate([[np.inf], falling[last_of_equals]]),
+            hits=np.concatenate([[0], hits]),
+            alarms=np.concatenate([[0], last_of_equals + 1 - hits]),
+        )
+
+    @property
+    def defined(self) -> bool:
+        """Whether there are both positives and negatives."""
+        return bool(self.hits[-1] and self.alarms[-1])
+
+    @property
+    def sensitivity(self) -> Floats:
+        """float64[M + 1], rising from 0 to 1; NaN without positives."""
+        return ratio(self.hits, np.full_like(self.hits, self.hits[-1]))
+
+    @property
+    def specificity(self) -> Floats:
+        """float64[M + 1], falling from 1 to 0; NaN without negatives."""
+        return 1 - ratio(self.alarms, np.full_like(self.alarms, self.alarms[-1]))
+
+    @property
+    def auroc(self) -> float:
+        """Area under the ROC curve by trapezoids, exact in whole numbers (= Mann-Whitney U); NaN if not defined."""
+        if not self.defined:
+            return float("nan")
+        doubled = int((np.diff(self.alarms) * (self.hits[1:] + self.hits[:-1])).sum())
+        return doubled / (2 * int(self.hits[-1]) * int(self.alarms[-1]))
+
+    @property
+    def average_precision(self) -> float:
+        """Area under the precision-recall curve in steps, without interpolation; NaN without positives."""
+        if not self.hits[-1]:
+            return float("nan")
+        precision = self.hits[1:] / (self.hits[1:] + self.alarms[1:])
+        return float((np.diff(self.hits) * precision).sum() / self.hits[-1])
+
+
+def ratio(part: NDArray[Any], whole: NDArray[Any], otherwise: float = float("nan")) -> Floats:
+    """`part / whole`, with `otherwise` where the whole is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), otherwise), where=whole > 0)

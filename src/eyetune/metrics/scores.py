@@ -1,0 +1,457 @@
+"""Every metric, once, as a pure function of targets and probabilities; and the scores of a table of predictions."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eyetune.metrics.outcomes import Curve, Floats, Outcomes
+from eyetune.metrics.predictions import Predictions
+from eyetune.registry import Registry
+
+REFERABLE_GRADE = 2
+"""Referable diabetic retinopathy: grade 2 (moderate) or worse on the international scale (Wilkinson et al., 2003)."""
+
+REFERABLE_THRESHOLD = 0.5
+"""An eye is called referable when the probabilities of the grades 2, 3 and 4 add up to at least this."""
+
+CALIBRATION_BINS = 15
+"""Equal-width bins of confidence in the expected calibration error, as in Guo et al., 2017."""
+
+
+class Undefined(Exception):
+    """A metric has no value for these outcomes; the text is the reason, put for a reader of the scores."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Args:
+        name: as in metrics.json.
+        function: outcomes (N >= 1) -> value; raises :class:`Undefined` when there is none.
+        higher_is_better: the direction.
+        low, high: the range, ends included.
+        uses: "predicted" when the most probable class is enough, "probabilities" when they all matter.
+        scope: "any" classes; "ordered" classes only; "graded" = the five grades of diabetic retinopathy only.
+        macro: it is an unweighted mean over classes, taken over those that have examples.
+    """
+
+    name: str
+    function: Callable[[Outcomes], float]
+    higher_is_better: bool
+    low: float
+    high: float
+    uses: Literal["predicted", "probabilities"]
+    scope: Literal["any", "ordered", "graded"]
+    macro: bool
+
+    def __call__(self, outcomes: Outcomes) -> float:
+        """The value, finite. Raises :class:`Undefined` with the reason when there is none."""
+        if not len(outcomes):
+            raise Undefined("no image has a known class")
+        value = float(self.function(outcomes))
+        if not math.isfinite(value):
+            raise Undefined("the value is not finite")
+        return value
+
+
+METRICS: Registry[Metric] = Registry("metric", "eyetune.metrics")
+
+
+def metric(
+    name: str,
+    *,
+    higher_is_better: bool = True,
+    low: float = 0.0,
+    high: float = 1.0,
+    uses: Literal["predicted", "probabilities"] = "predicted",
+    scope: Literal["any", "ordered", "graded"] = "any",
+    macro: bool = False,
+) -> Callable[[Callable[[Outcomes], float]], Metric]:
+    """Register the decorated function as the metric `name`: the arguments are those of :class:`Metric`."""
+
+    def decorate(function: Callable[[Outcomes], float]) -> Metric:
+        return METRICS.add(name, Metric(name, function, higher_is_better, low, high, uses, scope, macro))
+
+    return decorate
+
+
+# --- from the confusion matrix -----------------------------------------------------------------------------------
+
+
+@metric("accuracy")
+def accuracy(outcomes: Outcomes) -> float:
+    """Share of images whose most probable class is the true one."""
+    return float(outcomes.confusion.trace() / len(outcomes))
+
+
+@metric("balanced_accuracy", macro=True)
+def balanced_accuracy(outcomes: Outcomes) -> float:
+    """Mean recall over the classes that have examples (Brodersen et al., 2010; scikit-learn, adjusted=False)."""
+    return _macro(outcomes.recall)
+
+
+@metric("kappa", low=-1.0)
+def kappa(outcomes: Outcomes) -> float:
+    """Agreement beyond chance (Cohen, 1960)."""
+    k = outcomes.num_classes
+    return _weighted_kappa(outcomes, 1.0 - np.eye(k))
+
+
+@metric("qwk", low=-1.0, scope="ordered")
+def qwk(outcomes: Outcomes) -> float:
+    """Agreement beyond chance where a miss costs the square of its distance in grades (Cohen, 1968)."""
+    grades = np.arange(outcomes.num_classes, dtype=np.float64)
+    return _weighted_kappa(outcomes, (grades[:, None] - grades[None, :]) ** 2)
+
+
+@metric("precision_macro", macro=True)
+def precision_macro(outcomes: Outcomes) -> float:
+    """Mean precision over the classes that have examples; 0 for one that is never predicted, as in scikit-learn."""
+    return _macro(np.where(outcomes.support > 0, outcomes.precision, np.nan))
+
+
+@metric("recall_macro", macro=True)
+def recall_macro(outcomes: Outcomes) -> float:
+    """Mean recall over the classes that have examples: the balanced accuracy under its other name."""
+    return _macro(outcomes.recall)
+
+
+@metric("f1_macro", macro=True)
+def f1_macro(outcomes: Outcomes) -> float:
+    """Mean F1 over the classes that have examples."""
+    return _macro(outcomes.f1)
+
+
+@metric("precision_weighted")
+def precision_weighted(outcomes: Outcomes) -> float:
+    """Mean precision, each class weighted by its number of examples."""
+    return _by_support(outcomes, outcomes.precision)
+
+
+@metric("recall_weighted")
+def recall_weighted(outcomes: Outcomes) -> float:
+    """Mean recall, each class weighted by its number of examples: equal to the accuracy."""
+    return _by_support(outcomes, outcomes.recall)
+
+
+@metric("f1_weighted")
+def f1_weighted(outcomes: Outcomes) -> float:
+    """Mean F1, each class weighted by its number of examples."""
+    return _by_support(outcomes, outcomes.f1)
+
+
+# --- from the ranking --------------------------------------------------------------------------------------------
+
+
+@metric("auroc_macro", uses="probabilities", macro=True)
+def auroc_macro(outcomes: Outcomes) -> float:
+    """Mean area under the ROC curve, each class against the rest; for two classes, that of the second one."""
+    return _macro(outcomes.auroc, "a ROC curve needs examples of at least two classes")
+
+
+@metric("auprc_macro", uses="probabilities", macro=True)
+def auprc_macro(outcomes: Outcomes) -> float:
+    """Mean average precision, each class against the rest, over the classes that have examples."""
+    if np.count_nonzero(outcomes.support) < 2:
+        raise Undefined("a precision-recall curve needs examples of at least two classes")
+    return _macro(outcomes.auprc)
+
+
+# --- from the probabilities --------------------------------------------------------------------------------------
+
+
+@metric("ece", higher_is_better=False, uses="probabilities")
+def ece(outcomes: Outcomes) -> float:
+    """Expected calibration error: |accuracy - confidence| of the most probable class, averaged over the images in
+    15 equal-width bins of confidence, upper ends included (Guo et al., 2017)."""
+    confidence = outcomes.probabilities.max(axis=1)
+    correct = outcomes.predicted == outcomes.targets
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(outcomes))
+
+
+@metric("brier", higher_is_better=False, high=2.0, uses="probabilities")
+def brier(outcomes: Outcomes) -> float:
+    """Mean squared distance of the probabilities from the truth (Brier, 1950): summed over the classes, 0..2; for two
+    classes that of the second one alone, 0..1, as in scikit-learn."""
+    truth = np.eye(outcomes.num_classes)[outcomes.targets]
+    squares = ((outcomes.probabilities - truth) ** 2).sum(axis=1)
+    return float(squares.mean() / (2 if outcomes.num_classes == 2 else 1))
+
+
+@metric("nll", higher_is_better=False, high=math.inf, uses="probabilities")
+def nll(outcomes: Outcomes) -> float:
+    """Mean negative natural logarithm of the true class's probability (log loss); a probability that underflowed to
+    0 counts as the smallest normal float64, 2.2e-308."""
+    of_truth = outcomes.probabilities[np.arange(len(outcomes)), outcomes.targets]
+    return float(-np.log(np.clip(of_truth, np.finfo(np.float64).tiny, 1.0)).mean())
+
+
+# --- referable diabetic retinopathy ------------------------------------------------------------------------------
+
+
+@metric("referable_auroc", uses="probabilities", scope="graded")
+def referable_auroc(outcomes: Outcomes) -> float:
+    """Area under the ROC curve of grade >= 2 against less, by the summed probability of the grades 2, 3 and 4."""
+    return _both_sides(referable_curve(outcomes)).auroc
+
+
+@metric("referable_sensitivity", uses="probabilities", scope="graded")
+def referable_sensitivity(outcomes: Outcomes) -> float:
+    """Of the eyes of grade >= 2, the share whose probability of grade >= 2 is at least 0.5."""
+    referable, called = _referable(outcomes)
+    if not referable.any():
+        raise Undefined("no image is of a referable grade (2 or worse)")
+    return float(called[referable].mean())
+
+
+@metric("referable_specificity", uses="probabilities", scope="graded")
+def referable_specificity(outcomes: Outcomes) -> float:
+    """Of the eyes of grade 0 and 1, the share whose probability of grade >= 2 is below 0.5."""
+    referable, called = _referable(outcomes)
+    if referable.all():
+        raise Undefined("every image is of a referable grade (2 or worse)")
+    return float(1 - called[~referable].mean())
+
+
+@metric("referable_sensitivity_at_95_specificity", uses="probabilities", scope="graded")
+def referable_sensitivity_at_95_specificity(outcomes: Outcomes) -> float:
+    """The highest sensitivity for grade >= 2 at any threshold whose specificity is at least 0.95.
+
+    The threshold is chosen on the very images it is scored on, so this describes the ROC curve: it is no promise of
+    what a threshold fixed beforehand would reach.
+    """
+    curve = _both_sides(referable_curve(outcomes))
+    # In whole numbers: 1 - alarms / negatives >= 0.95 without rounding.
+    allowed = 100 * curve.alarms <= 5 * curve.alarms[-1]
+    return float(curve.hits[allowed].max() / curve.hits[-1])
+
+
+def referable_curve(outcomes: Outcomes) -> Curve:
+    """The curve of grade >= 2 against less, for outcomes in the five grades."""
+    return Curve.of(outcomes.targets >= REFERABLE_GRADE, _referable_probability(outcomes))
+
+
+def _referable_probability(outcomes: Outcomes) -> Floats:
+    return outcomes.probabilities[:, REFERABLE_GRADE:].sum(axis=1)
+
+
+def _referable(outcomes: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """bool[N] truth and bool[N] call."""
+    return outcomes.targets >= REFERABLE_GRADE, _referable_probability(outcomes) >= REFERABLE_THRESHOLD
+
+
+def _both_sides(curve: Curve) -> Curve:
+    if not curve.defined:
+        raise Undefined("referable and non-referable images are both needed")
+    return curve
+
+
+def _macro(values: Floats, reason: str = "no class has examples") -> float:
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        raise Undefined(reason)
+    return float(defined.mean())
+
+
+def _by_support(outcomes: Outcomes, values: Floats) -> float:
+    present = outcomes.support > 0
+    return float((values[present] * outcomes.support[present]).sum() / len(outcomes))
+
+
+def _weighted_kappa(outcomes: Outcomes, cost: Floats) -> float:
+    """1 - cost / cost expected by chance, for `cost` float64[K, K] with a diagonal of 0."""
+    confusion = outcomes.confusion
+    expected = float((cost * np.outer(confusion.sum(axis=1), confusion.sum(axis=0))).sum()) / len(outcomes)
+    if expected == 0:
+        raise Undefined("truth and prediction are one and the same class for every image")
+    return 1 - float((cost * confusion).sum()) / expected
+
+
+# --- classes -----------------------------------------------------------------------------------------------------
+
+_GRADE_NUMBER = re.compile(r"(?:dr|r|grade|level|class|icdr)?([0-4])(?:dr|grade)?")
+_GRADE_NAMES = (
+    re.compile(r"a?(?:no|none|normal|healthy)(?:apparent)?(?:dr|npdr|retinopathy|diabeticretinopathy)?"),
+    re.compile(r"b?mild.*"),
+    re.compile(r"c?moderate.*"),
+    re.compile(r"d?severe.*"),
+    re.compile(r"e?(?:pdr|pro|prodr|prolif.*)"),
+)
+
+
+def is_graded_dr(classes: Sequence[str]) -> bool:
+    """Whether these are the five grades of diabetic retinopathy, in order.
+
+    They are when the names are the numbers 0 to 4 ("0", "grade 0", "R0"), or say it in words ("no DR", "mild",
+    "moderate NPDR", "severe", "PDR"; RETFound's "anodr" … "eprodr"), with or without a number in front.
+    """
+    if len(classes) != len(_GRADE_NAMES):
+        return False
+    plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in classes]
+    numbers = [_GRADE_NUMBER.fullmatch(name) for name in plain]
+    if all(number is not None and int(number[1]) == grade for grade, number in enumerate(numbers)):
+        return True
+    words = [re.sub(r"^[0-9]+", "", name) for name in plain]
+    return all(pattern.fullmatch(word) for pattern, word in zip(_GRADE_NAMES, words, strict=True))
+
+
+def is_ordered(classes: Sequence[str]) -> bool:
+    """Whether the order of the classes means something: two classes, grades, or rising whole numbers as names."""
+    if len(classes) == 2 or is_graded_dr(classes):
+        return True
+    if not all(re.fullmatch(r"[0-9]{1,9}", name) for name in classes):
+        return False
+    numbers = [int(name) for name in classes]
+    return numbers == sorted(set(numbers))
+
+
+def primary_metric(classes: Sequence[str]) -> str:
+    """The metric that chooses the best epoch when the user names none.
+
+    "qwk" for the grades of diabetic retinopathy, "auroc_macro" for two classes, else "f1_macro" (which has a value
+    even where a small validation split lacks a class).
+    """
+    if is_graded_dr(classes):
+        return "qwk"
+    return "auroc_macro" if len(classes) == 2 else "f1_macro"
+
+
+def better(name: str, a: float | None, b: float | None) -> bool:
+    """Whether `a` is strictly better than `b` by the metric `name`. No value (None, NaN) is worse than any value.
+
+    Raises UserError for an unknown metric.
+    """
+    higher = METRICS.get(name).higher_is_better
+    if a is None or math.isnan(a):
+        return False
+    if b is None or math.isnan(b):
+        return True
+    return a > b if higher else a < b
+
+
+# --- the scores of a table ---------------------------------------------------------------------------------------
+
+
+def score(predictions: Predictions, *, graded: bool | None = None, ordered: bool | None = None) -> dict[str, Any]:
+    """The scores of a table of predictions, as they stand in metrics.json under `datasets.NAME`.
+
+    Args:
+        predictions: the table; rows with an unknown target are left out and counted in `unlabelled`.
+        graded: the classes are the five grades of diabetic retinopathy; None = by :func:`is_graded_dr`.
+        ordered: the order of the classes means something; None = by :func:`is_ordered`.
+
+    Returns:
+        `n` (images scored), `unlabelled`, `patients` (different ones; None when no row names one), `classes`,
+        `metrics` {name: {"value": x, "ci": [None, None]}}, `per_class` {class: {precision, recall (= sensitivity),
+        specificity, f1, auroc, auprc, support}}, `confusion_matrix` (rows = truth), and for grades `referable`
+        (from which grade, at which threshold). A value that is not defined is None, with its `reason`; a mean over
+        classes that had to leave some out has a `note` that names them. JSON-serialisable, without NaN.
+    """
+    classes = predictions.classes
+    graded = is_graded_dr(classes) if graded is None else graded
+    if graded and len(classes) != len(_GRADE_NAMES):
+        raise ValueError(f"graded diabetic retinopathy has five classes, not {len(classes)}")
+    ordered = graded or (is_ordered(classes) if ordered is None else ordered)
+    known = predictions.labelled()
+    outcomes = Outcomes(known.targets, known.probabilities)
+    patients = {patient for patient in known.patients if patient is not None}
+    result: dict[str, Any] = {
+        "n": len(known),
+        "unlabelled": len(predictions) - len(known),
+        "patients": len(patients) or None,
+        "classes": list(classes),
+        "metrics": {
+            name: _entry(entry, outcomes, classes, ordered)
+            for name, entry in METRICS
+            if entry.scope != "graded" or graded
+        },
+        "per_class": _per_class(outcomes, classes),
+        "confusion_matrix": outcomes.confusion.tolist(),
+    }
+    if graded:
+        result["referable"] = {"grade_at_least": REFERABLE_GRADE, "threshold": REFERABLE_THRESHOLD}
+    return result
+
+
+def _entry(entry: Metric, outcomes: Outcomes, classes: Sequence[str], ordered: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {"value": None, "ci": [None, None]}
+    if entry.scope == "ordered" and not ordered:
+        return result | {"reason": "the classes have no order that is known"}
+    try:
+        result["value"] = entry(outcomes)
+    except Undefined as reason:
+        return result | {"reason": str(reason)}
+    absent = [name for name, support in zip(classes, outcomes.support, strict=True) if not support]
+    if entry.macro and absent:
+        result["note"] = f"the mean leaves out classes without examples: {', '.join(absent)}"
+    return result
+
+
+def _per_class(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
+    never_seen = (outcomes.support == 0) & (outcomes.confusion.sum(axis=0) == 0)
+    columns: dict[str, Floats] = {
+        # Neither seen nor predicted: 0 would be a verdict on nothing.
+        "precision": np.where(never_seen, np.nan, outcomes.precision),
+        "recall": outcomes.recall,
+        "specificity": outcomes.specificity,
+        "f1": outcomes.f1,
+        "auroc": outcomes.auroc,
+        "auprc": np.where(outcomes.support < len(outcomes), outcomes.auprc, np.nan),
+    }
+    return {
+        name: {column: None if math.isnan(values[k]) else float(values[k]) for column, values in columns.items()}
+        | {"support": int(outcomes.support[k])}
+        for k, name in enumerate(classes)
+    }
+
+
+def generalization(
+    reference: str, scores: Mapping[str, Mapping[str, Any]], externals: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """How much is lost outside the reference dataset, as it stands in metrics.json under `generalization`.
+
+    Args:
+        reference: name of the dataset the others are held against (the run's own test split).
+        scores: dataset name -> what :func:`score` returned, the reference among them.
+        externals: the datasets to hold against it; None = all others in `scores`.
+
+    Returns:
+        {"reference": name, "external": {dataset: {metric: {"value": gap, "ci": [None, None]}}}}. The gap is in the
+        metric's own units and positive when the external dataset is worse, whichever direction is better; None,
+        with a `reason`, where one side has no value.
+    """
+    names = [name for name in scores if name != reference] if externals is None else list(externals)
+    inside = scores[reference]["metrics"]
+    return {
+        "reference": reference,
+        "external": {
+            name: {
+                key: _gap(key, inside[key], outside)
+                for key, outside in scores[name]["metrics"].items()
+                if key in inside
+            }
+            for name in names
+        },
+    }
+
+
+def _gap(name: str, inside: Mapping[str, Any], outside: Mapping[str, Any]) -> dict[str, Any]:
+    sides = {"reference": inside, "external": outside}
+    result: dict[str, Any] = {"value": None, "ci": [None, None]}
+    for side, entry in sides.items():
+        if entry["value"] is None:
+            return result | {"reason": f"{side}: {entry.get('reason', 'no value')}"}
+    drop = inside["value"] - outside["value"]
+    result["value"] = drop if METRICS.get(name).higher_is_better else -drop
+    notes = [f"{side}: {entry['note']}" for side, entry in sides.items() if "note" in entry]
+    return result | ({"note": "; ".join(notes)} if notes else {})
