@@ -1,0 +1,1 @@
+"""Photographs and their labels: tables, splits, preprocessing, augmentation, loading."""

@@ -1,0 +1,65 @@
+"""What the user says about the data and the augmentation. Importable without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from eyetune.section import Section
+
+IGNORE = "none"
+"""A column set to this is not looked for, even when the table has one with a standard name."""
+
+Contrast = Literal["none", "clahe", "ben-graham"]
+Fit = Literal["pad", "squash"]
+
+AugmentLevel = Literal["none", "light", "medium", "strong"]
+AugmentConfig = AugmentLevel | tuple[str | dict[str, dict[str, Any]], ...]
+"""A level, or a list of torchvision.transforms.v2 class names, each alone or with its arguments:
+`[RandomHorizontalFlip, {RandomRotation: {degrees: 20}}]`."""
+
+
+class DataConfig(Section):
+    """Where the photographs and their labels are, and how they are prepared."""
+
+    table: str
+    """A CSV, TSV or JSONL file, a folder of class folders (train/val/test may stand above them), or hf:NAME."""
+    images: Path | None = None
+    """The folder that image names are relative to. Not given: the table's folder, or an images folder beside it."""
+    image_column: str | None = None
+    """Column with the image names. Not given: image, id_code, filename, … whichever the table has."""
+    label_column: str | None = None
+    """Column with the labels. Not given: label, diagnosis, dr_grade, level, … whichever the table has."""
+    patient_column: str | None = None
+    """Column with the patients, each kept in one split. Not given: patient or patient_id. "none" ignores it."""
+    eye_column: str | None = None
+    """Column with left or right. Not given: eye or laterality. "none" ignores it."""
+    split_column: str | None = None
+    """Column with train, val or test. Not given: split. "none" ignores it and cuts new splits."""
+    classes: tuple[str, ...] | None = None
+    """The classes in order. Not given: 0..K-1 for numbers, the names in natural order for text and folders."""
+    val: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the images cut for validation when the data has no val split."""
+    test: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the images cut for the test when the data has no test split."""
+    crop: bool = True
+    """Crop to the field of view, the lit disc on its dark surround."""
+    contrast: Contrast = "none"
+    """Local contrast: clahe (on lightness), ben-graham (subtract the local average), or none."""
+    fit: Fit | None = None
+    """Make the image square by pad or squash. Not given: as the backbone was trained."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, and report them, instead of stopping."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> DataConfig:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val + test must leave something to train on, but {self.val:g} + {self.test:g} >= 1")
+        if self.classes is not None:
+            if len(self.classes) < 2:
+                raise ValueError("classes needs at least two names")
+            if len(set(self.classes)) < len(self.classes):
+                raise ValueError(f"classes names one class twice: {', '.join(self.classes)}")
+        return self

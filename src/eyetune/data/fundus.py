@@ -1,0 +1,294 @@
+"""From a file to the square every network sees: read, find the field of view, crop, fit, contrast.
+
+Training, evaluation and prediction all go through :func:`load_square`; its settings travel in every checkpoint.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from eyetune.data.config import Contrast, Fit
+from eyetune.errors import DataError
+
+if TYPE_CHECKING:
+    from eyetune.backbones.backbone import Preprocess
+    from eyetune.data.config import DataConfig
+
+Photo = npt.NDArray[np.uint8]
+"""uint8[H, W, 3], RGB."""
+
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+"""What is opened at all, whatever the file is called."""
+
+MAX_PIXELS = 250_000_000
+"""Larger images are refused before they are decoded; the largest fundus cameras stay below a fifth of it."""
+
+_LOOK = 256
+"""Longer side, in pixels, of the copy on which the field of view is looked for."""
+
+_MARGIN = 1.5
+"""A scaled decode keeps the shorter side at least this many times the wanted pixels."""
+
+
+@dataclass(frozen=True)
+class FundusSettings:
+    """How a photograph becomes a square; kept in every checkpoint.
+
+    Attributes:
+        pixels: side of the square.
+        fit: "pad" keeps the shape and fills with black; "squash" stretches to the square.
+        crop: crop to the field of view first.
+        contrast: "none", "clahe" or "ben-graham".
+    """
+
+    pixels: int
+    fit: Fit = "pad"
+    crop: bool = True
+    contrast: Contrast = "none"
+
+    @classmethod
+    def of(cls, config: DataConfig, preprocess: Preprocess) -> FundusSettings:
+        """What the data section asks for, and the backbone where it does not say."""
+        return cls(preprocess.pixels, config.fit or preprocess.fit, config.crop, config.contrast)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> FundusSettings:
+        """Back from :meth:`to_dict`."""
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class Field:
+    """The box around the field of view: left <= x < right, top <= y < bottom, in pixels of the image."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.bottom - self.top
+
+
+def read_image(path: Path, *, short_side: int | None = None) -> Photo:
+    """Decode a photograph: upright by its EXIF orientation, transparency over black, 16 bits brought to 8.
+
+    Args:
+        path: JPEG, PNG, TIFF, BMP or WebP by content, whatever the suffix.
+        short_side: a JPEG may come back smaller by 2, 4 or 8, its shorter side at least this many pixels; much faster.
+
+    Returns:
+        uint8[H, W, 3], RGB.
+
+    Raises DataError, naming the file: missing, empty, not an image, truncated, damaged, or over MAX_PIXELS.
+    """
+    try:
+        return _decode(path, short_side)
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: {_not_an_image(path)}.") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: more than {MAX_PIXELS // 1_000_000} million pixels.") from None
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except DataError:
+        raise
+    # Pillow's decoders raise many types on damaged bytes (OSError, SyntaxError, ValueError, struct.error, …).
+    except Exception as error:
+        raise DataError(f"{path}: damaged or cut short ({error}).") from error
+
+
+def _not_an_image(path: Path) -> str:
+    if path.is_dir():
+        return "a folder, not an image"
+    with open(path, "rb") as stream:
+        head = stream.read(512)
+    if not head:
+        return "an empty file (0 bytes)"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not an image"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image itself (run: git lfs pull)"
+    if head[128:132] == b"DICM":
+        return "a DICOM file; export it as PNG or TIFF first"
+    return f"not an image EyeTune reads ({', '.join(FORMATS)}), or damaged at its beginning"
+
+
+def _decode(path: Path, short_side: int | None) -> Photo:
+    with warnings.catch_warnings():
+        # Pillow warns from a third of our own bound on; the bound below is the one that counts.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DataError(
+                    f"{path}: {width} x {height} pixels; at most {MAX_PIXELS // 1_000_000} million are read."
+                )
+            # (Some cameras' JPEGs are multi-picture files, which Pillow calls MPO.)
+            if short_side is not None and image.format in ("JPEG", "MPO") and min(width, height) > 2 * short_side:
+                scale = short_side / min(width, height)
+                image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _to_rgb(upright)
+
+
+def _to_rgb(image: Image.Image) -> Photo:
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.repeat(_to_8_bits(np.asarray(image))[..., None], 3, axis=2)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+        alone = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(alone, image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.array(image)
+
+
+def _to_8_bits(gray: npt.NDArray[Any]) -> Photo:
+    """Gray of 10, 12, 14 or 16 bits (the fewest that hold its maximum), or floats in 0..1 or 0..255, to 8 bits."""
+    top = float(gray.max(initial=0))
+    if gray.dtype.kind == "f":
+        full = 1.0 if top <= 1 else 255.0
+    else:
+        full = next((float(bound) for bound in (255, 1023, 4095, 16383) if top <= bound), 65535.0)
+    return np.rint(np.clip(gray / full, 0, 1) * 255).astype(np.uint8)
+
+
+def find_field(image: Photo) -> Field:
+    """The box around the field of view; the whole image when there is no surround to cut away.
+
+    The surround is what the corners show: black, or, when all four are flat and alike, any colour. The field is the
+    largest connected area that differs from it, so a date printed in a corner does not count. Works from brightness
+    differences relative to the image, so dark photographs are cropped too.
+    """
+    height, width = image.shape[:2]
+    whole = Field(0, 0, width, height)
+    scale = min(1.0, _LOOK / max(height, width))
+    small_size = max(1, round(width * scale)), max(1, round(height * scale))
+    if min(small_size) < 16:
+        return whole
+    small = cv2.resize(image, small_size, interpolation=cv2.INTER_AREA)
+    surround = _surround(small)
+    if surround is None:
+        return whole
+    difference = np.abs(small.astype(np.int16) - surround).max(axis=2).astype(np.uint8)
+    bright = float(np.percentile(difference, 95))
+    if bright < 8:
+        return whole
+    mask = (difference > np.clip(0.12 * bright, 4, 18)).astype(np.uint8)
+    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    count, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    if count < 2:
+        return whole
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    x, y, w, h, area = (int(value) for value in stats[largest])
+    if area < 0.1 * mask.size:
+        return whole
+    across, down = width / small_size[0], height / small_size[1]
+    return Field(
+        max(0, int(x * across)),
+        max(0, int(y * down)),
+        min(width, int(np.ceil((x + w) * across))),
+        min(height, int(np.ceil((y + h) * down))),
+    )
+
+
+def _surround(small: Photo) -> npt.NDArray[np.int16] | None:
+    """The colour around the field, int16[3], or None when the corners are part of the photograph."""
+    side = max(3, round(0.05 * min(small.shape[:2])))
+    corners = [small[:side, :side], small[:side, -side:], small[-side:, :side], small[-side:, -side:]]
+    middles = np.array([np.median(corner.reshape(-1, 3), axis=0) for corner in corners])
+    flat = np.array([np.percentile(np.abs(c - m), 75) <= 6 for c, m in zip(corners, middles, strict=True)])
+    black = middles.max(axis=1) <= 24
+    if (flat & black).any():
+        return np.median(middles[flat & black], axis=0).astype(np.int16)
+    if flat.all() and np.ptp(middles, axis=0).max() <= 12:
+        return np.median(middles, axis=0).astype(np.int16)
+    return None
+
+
+def prepare(image: Photo, settings: FundusSettings) -> Photo:
+    """Crop, fit and contrast: uint8[H, W, 3] RGB to uint8[pixels, pixels, 3] RGB."""
+    if settings.crop:
+        field = find_field(image)
+        image = image[field.top : field.bottom, field.left : field.right]
+    square = _squash(image, settings.pixels) if settings.fit == "squash" else _pad(image, settings.pixels)
+    if settings.contrast == "clahe":
+        return _clahe(square)
+    if settings.contrast == "ben-graham":
+        return _ben_graham(square)
+    return square
+
+
+def load_square(path: Path, settings: FundusSettings) -> Photo:
+    """Read and prepare a file, decoding no more pixels than needed; uint8[pixels, pixels, 3].
+
+    Raises DataError as :func:`read_image` does.
+    """
+    wanted = int(np.ceil(_MARGIN * settings.pixels))
+    image = read_image(path, short_side=wanted)
+    if settings.crop and min(image.shape[:2]) < 2 * wanted:
+        field = find_field(image)
+        if max(field.width, field.height) < settings.pixels:
+            # A small field in a wide frame: what was decoded small would have to be enlarged.
+            image = read_image(path)
+    return prepare(image, settings)
+
+
+def _resize(image: Photo, width: int, height: int) -> Photo:
+    shrinks = image.shape[1] >= width and image.shape[0] >= height
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
+
+
+def _squash(image: Photo, pixels: int) -> Photo:
+    return _resize(image, pixels, pixels)
+
+
+def _pad(image: Photo, pixels: int) -> Photo:
+    height, width = image.shape[:2]
+    scale = pixels / max(height, width)
+    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+    square = np.zeros((pixels, pixels, 3), np.uint8)
+    top, left = (pixels - new_height) // 2, (pixels - new_width) // 2
+    square[top : top + new_height, left : left + new_width] = _resize(image, new_width, new_height)
+    return square
+
+
+def _clahe(square: Photo) -> Photo:
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) of the lightness; the surround stays black."""
+    lab = cv2.cvtColor(square, cv2.COLOR_RGB2LAB)
+    lab[..., 0] = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(lab[..., 0])
+    result: Photo = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    result[square.max(axis=2) <= 8] = 0
+    return result
+
+
+def _ben_graham(square: Photo) -> Photo:
+    """Four times the difference from the local average, around mid-gray; the surround becomes mid-gray.
+
+    After Graham, "Kaggle Diabetic Retinopathy Detection competition report" (2015): sigma is radius / 30.
+    """
+    average = cv2.GaussianBlur(square, (0, 0), square.shape[0] / 60)
+    result: Photo = cv2.addWeighted(square, 4, average, -4, 128)
+    result[square.max(axis=2) <= 8] = 128
+    return result

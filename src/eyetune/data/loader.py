@@ -1,0 +1,346 @@
+"""Batches of prepared photographs: the same for the same seed, epoch and index, whatever the workers do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from eyetune.data.config import AugmentConfig
+from eyetune.data.fundus import FundusSettings, load_square, read_image
+from eyetune.data.records import Manifest, Record
+from eyetune.data.transforms import eval_transform, train_transform
+from eyetune.errors import DataError, UserError, listing
+
+if TYPE_CHECKING:
+    from eyetune.backbones.backbone import Preprocess
+
+Batch = dict[str, torch.Tensor]
+"""image float32[B, 3, H, W] normalised; target int64[B], -1 when unknown; index int64[B] into the manifest."""
+
+Workers = int | Literal["auto"]
+
+_MOST_WORKERS = 8
+_TINY = 64
+"""Below this many images starting processes costs more than it saves."""
+
+_SHARE_OF_MEMORY = 0.25
+
+
+class SquareStore:
+    """The prepared squares of a dataset, uint8[N, 3, P, P], filled as they are first used, shared with the workers."""
+
+    def __init__(self, count: int, pixels: int) -> None:
+        self.squares = torch.empty((count, 3, pixels, pixels), dtype=torch.uint8).share_memory_()
+        self.filled = torch.zeros(count, dtype=torch.uint8).share_memory_()
+
+    @staticmethod
+    def fits(count: int, pixels: int) -> bool:
+        """Whether the squares take no more than a quarter of the free memory, and half of the free shared memory."""
+        wanted = count * 3 * pixels * pixels
+        if sys.platform == "linux":
+            # Containers often have a small /dev/shm; going over it kills the process without a message.
+            wanted = max(wanted, int(wanted * 2 * _SHARE_OF_MEMORY * _free_memory() / max(1, _free_shared())))
+        return wanted <= _SHARE_OF_MEMORY * _free_memory()
+
+    def get(self, index: int) -> torch.Tensor | None:
+        """The square uint8[3, P, P], or None when it was not prepared yet."""
+        return self.squares[index] if self.filled[index] else None
+
+    def put(self, index: int, square: torch.Tensor) -> None:
+        """Keep a square. Two workers writing the same one write the same bytes."""
+        self.squares[index] = square
+        self.filled[index] = 1
+
+
+def _free_memory() -> int:
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().available)
+
+
+def _free_shared() -> int:
+    return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else _free_memory()  # noqa: S108
+
+
+class FundusDataset(Dataset[dict[str, Any]]):
+    """Prepared, augmented photographs of a manifest, indexed by (epoch, index).
+
+    Args:
+        manifest: the records.
+        settings: how a photograph becomes a square.
+        transform: uint8[3, P, P] to float32[3, P, P]; its draws depend on (seed, epoch, index) only.
+        seed: of the augmentation.
+        keep: keep the squares in memory after the first use.
+    """
+
+    def __init__(
+        self, manifest: Manifest, settings: FundusSettings, transform: Any, *, seed: int = 0, keep: bool = False
+    ) -> None:
+        self.records: Sequence[Record] = manifest.records
+        self.settings = settings
+        self.transform = transform
+        self.seed = seed
+        self.store = SquareStore(len(manifest), settings.pixels) if keep else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def square(self, index: int) -> torch.Tensor:
+        """uint8[3, P, P] of one record. Raises DataError naming file and row."""
+        kept = None if self.store is None else self.store.get(index)
+        if kept is not None:
+            return kept
+        record = self.records[index]
+        try:
+            photo = load_square(record.image, self.settings)
+        except DataError as error:
+            raise DataError(f"{record.row}: {error}") from None
+        square = torch.from_numpy(photo).permute(2, 0, 1).contiguous()
+        if self.store is not None:
+            self.store.put(index, square)
+        return square
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        try:
+            square = self.square(index)
+        except DataError as error:
+            # An exception would reach the other process wrapped in a traceback; the text alone is what helps.
+            return {"error": str(error)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(self.seed, epoch, index))
+            image = self.transform(square)
+        label = self.records[index].label
+        return {"image": image, "target": -1 if label is None else label, "index": index}
+
+
+def _mix(*numbers: int) -> int:
+    """One well-spread 63-bit seed from several small numbers."""
+    return int(np.random.SeedSequence([number & 0xFFFFFFFF for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index), a function of (seed, epoch) alone.
+
+    Args:
+        labels: the label of every record.
+        batch_size: records a batch and process.
+        shuffle: a new order every epoch; else the order of the manifest.
+        balanced: draw as many of each class, with repetition; an epoch keeps its length.
+        seed: of the order.
+        shard: (this process, number of processes): each takes its part of every common batch, nothing is padded.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int | None],
+        batch_size: int,
+        *,
+        shuffle: bool,
+        balanced: bool = False,
+        seed: int = 0,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.labels = labels
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.balanced = balanced
+        self.seed = seed
+        self.rank, self.world = shard
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is."""
+        self.epoch = epoch
+
+    def order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The indices of this epoch, in order, of all processes together."""
+        count = len(self.labels)
+        if not self.shuffle:
+            return np.arange(count)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if not self.balanced:
+            return rng.permutation(count)
+        labels = np.array([-1 if label is None else label for label in self.labels])
+        present = np.unique(labels)
+        # Whole passes over a class before any repetition: a rare class is repeated evenly, a common one never twice.
+        share = -(-count // len(present))
+        drawn = []
+        for label in present:
+            members = np.flatnonzero(labels == label)
+            passes = -(-share // len(members))
+            drawn.append(np.concatenate([rng.permutation(members) for _ in range(passes)])[:share])
+        return rng.permutation(np.concatenate(drawn))[:count]
+
+    def __len__(self) -> int:
+        common = self.batch_size * self.world
+        full, rest = divmod(len(self.labels), common)
+        return full + (rest > 0 and self._keeps(rest))
+
+    def _keeps(self, rest: int) -> bool:
+        # In training every process must have something in the last batch, or the others wait for it forever.
+        return not self.shuffle or rest >= self.world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        common = self.batch_size * self.world
+        order = self.order()
+        for start in range(0, len(order), common):
+            batch = order[start : start + common]
+            if len(batch) < common and not self._keeps(len(batch)):
+                return
+            mine = np.array_split(batch, self.world)[self.rank]
+            yield [(epoch, int(index)) for index in mine]
+
+
+class Loader(DataLoader[Batch]):
+    """A DataLoader of :class:`FundusDataset`; damaged images surface as DataError with file and row."""
+
+    dataset: FundusDataset
+    batches: EpochBatches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is: sets its order and its augmentation."""
+        self.batches.set_epoch(epoch)
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if "error" in batch:
+                raise DataError(f"{batch['error']}\nTo go on without such images: --data.skip-unreadable")
+            yield batch
+
+
+def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    failed = [sample["error"] for sample in samples if "error" in sample]
+    if failed:
+        return {"error": "\n".join(failed)}
+    return {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "target": torch.tensor([sample["target"] for sample in samples], dtype=torch.int64),
+        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+    }
+
+
+def _start_worker(_: int) -> None:
+    # One process a core already: threads inside each would only fight.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def choose_workers(workers: Workers, count: int) -> int:
+    """How many loading processes: the number asked for, or one a core up to 8, none for few images or on macOS."""
+    if workers != "auto":
+        return workers
+    if count < _TINY or sys.platform == "darwin":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)
+
+
+def make_loader(
+    manifest: Manifest,
+    preprocess: Preprocess,
+    settings: FundusSettings,
+    *,
+    batch_size: int,
+    training: bool,
+    augment: AugmentConfig = "none",
+    balance: str = "none",
+    workers: Workers = "auto",
+    seed: int = 0,
+    keep: bool | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> Loader:
+    """Batches for training (shuffled, augmented) or evaluation (in order, every record exactly once).
+
+    The last batch of an epoch may be shorter in both; it is never padded, and in training never dropped. (A last
+    batch of one image is the loop's concern where a network has BatchNorm in training mode.)
+
+    Args:
+        manifest: the records, all of one split.
+        preprocess: the backbone's normalisation.
+        settings: how a photograph becomes a square.
+        batch_size: images a batch and process, >= 1.
+        training: shuffle and augment.
+        augment: a level or a list of transforms; ignored in evaluation.
+        balance: "sampler" draws as many of each class in training; any other word leaves the classes as they are.
+        workers: loading processes, or "auto".
+        seed: of order and augmentation.
+        keep: keep the prepared squares in memory so that later epochs decode nothing; None does so when they fit.
+        shard: (this process, number of processes).
+
+    Raises UserError when `batch_size` exceeds the number of training images.
+    """
+    if training and batch_size * shard[1] > len(manifest):
+        most = max(1, len(manifest) // shard[1])
+        raise UserError(
+            f"train.batch_size is {batch_size} but there are only {len(manifest)} images to train on: use at most "
+            f"{most}."
+        )
+    transform = train_transform(preprocess, augment) if training else eval_transform(preprocess)
+    if keep is None:
+        keep = SquareStore.fits(len(manifest), settings.pixels)
+    dataset = FundusDataset(manifest, settings, transform, seed=seed, keep=keep)
+    batches = EpochBatches(
+        manifest.labels,
+        batch_size,
+        shuffle=training,
+        balanced=training and balance == "sampler",
+        seed=seed,
+        shard=shard,
+    )
+    count = choose_workers(workers, len(manifest))
+    loader = Loader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=count,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+        persistent_workers=count > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+    loader.batches = batches
+    return loader
+
+
+def check_readable(manifest: Manifest, skip: bool, *, workers: Workers = "auto") -> Manifest:
+    """Decode every image once and return the manifest of those that can be read.
+
+    Args:
+        manifest: the records.
+        skip: leave unreadable images out and say so in the notes, instead of raising.
+        workers: threads, or "auto".
+
+    Raises DataError naming file and row of the unreadable images, or when none can be read.
+    """
+    threads = max(1, choose_workers(workers, len(manifest)))
+    with ThreadPoolExecutor(threads) as pool:
+        faults = list(pool.map(_fault, (record.image for record in manifest)))
+    bad = [f"{record.row}: {fault}" for record, fault in zip(manifest, faults, strict=True) if fault]
+    if not bad:
+        return manifest
+    if len(bad) == len(manifest):
+        raise DataError(f"{manifest.source}: none of the {len(manifest)} images can be read:\n{listing(bad)}")
+    said = f"{len(bad)} of {len(manifest)} images cannot be read:\n{listing(bad)}"
+    if not skip:
+        raise DataError(f"{manifest.source}: {said}\nTo go on without them: --data.skip-unreadable")
+    kept = [record for record, fault in zip(manifest, faults, strict=True) if not fault]
+    return manifest.with_records(kept, f"skipped: {said}")
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        read_image(path, short_side=1)
+    except DataError as error:
+        return str(error)
+    return None

@@ -1,0 +1,150 @@
+"""Train, validation and test: stratified by label, grouped by patient, seeded, written down."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from eyetune import files
+from eyetune.data.records import SPLITS, Manifest, Record, check_consistent
+from eyetune.errors import DataError, listing
+
+COLUMNS = ("image", "split", "patient", "eye", "target")
+
+
+def split(manifest: Manifest, val: float, test: float, seed: int) -> Manifest:
+    """Give every record a split. Existing splits stay; a missing val or test is cut from train.
+
+    Records of one patient go together (a record without a patient stands alone), the classes keep their proportions,
+    and the result depends on the records and the seed, not on the order of the rows.
+
+    Args:
+        manifest: records with no split at all, or all with one.
+        val: share of the images that can be cut (all, or those of train) for validation, 0 <= val < 1.
+        test: the same for the test.
+        seed: another seed, another cut.
+
+    Raises DataError when there are too few patients to cut from, when a class is left out of train, or when the
+    existing splits overlap.
+    """
+    check_consistent(manifest.records, manifest.source)
+    have = manifest.splits
+    if have and "train" not in have:
+        raise DataError(f"{manifest.source} has {', '.join(have)} but no train split.")
+    shares = {name: share for name, share in (("val", val), ("test", test)) if share > 0 and name not in have}
+    pool = [record for record in manifest.records if record.split in (None, "train")]
+    assigned = _cut(pool, shares, len(manifest.classes), seed, manifest.source) if shares else {}
+    records = [replace(r, split=assigned.get(r.name, "train")) if r.split in (None, "train") else r for r in manifest]
+    result = manifest.with_records(records)
+    result.check_trainable()
+    return result.with_records(records, *_remarks(result))
+
+
+def _remarks(manifest: Manifest) -> list[str]:
+    notes = []
+    for name in manifest.splits:
+        part = manifest.select(name)
+        absent = [c for c, count in zip(manifest.classes, part.class_counts(), strict=True) if not count]
+        if absent and any(label is not None for label in part.labels):
+            notes.append(f"the {name} split has no image of {', '.join(absent)}: its scores say nothing of that")
+    sizes = ", ".join(f"{name} {len(manifest.select(name))}" for name in manifest.splits)
+    return [f"images: {sizes}", *notes]
+
+
+def _cut(pool: list[Record], shares: Mapping[str, float], num_classes: int, seed: int, source: str) -> dict[str, str]:
+    """Split of each record by name: groups in order of size go where their classes are most wanted."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in pool:
+        key = ("image", record.name) if record.patient is None else ("patient", record.patient)
+        groups[key].append(record)
+    names = ["train", *shares]
+    if len(groups) < len(names):
+        what = "patients" if any(kind == "patient" for kind, _ in groups) else "images"
+        raise DataError(
+            f"{source}: {len(groups)} {what} cannot be cut into {', '.join(names)}; give more, or set data.val or "
+            "data.test to 0."
+        )
+    order = sorted(groups, key=lambda key: (-len(groups[key]), _shuffle(seed, key)))
+    # A column a class, one for records without a label, and one for the total, which settles what rounding leaves open.
+    counts = np.zeros((len(order), num_classes + 2))
+    for index, key in enumerate(order):
+        for record in groups[key]:
+            counts[index, num_classes if record.label is None else record.label] += 1
+    counts[:, -1] = counts.sum(axis=1)
+    targets = _targets(counts, np.array([1 - sum(shares.values()), *shares.values()]))
+    filled = np.zeros_like(targets)
+    assigned: dict[str, str] = {}
+    for index, key in enumerate(order):
+        group = counts[index]
+        # Squared distance to the targets, after minus before: rises least where the group is most wanted.
+        rise = ((2 * (filled - targets) + group) * group / np.maximum(counts.sum(axis=0), 1)).sum(axis=1)
+        best = int(np.argmin(rise))
+        filled[best] += group
+        assigned.update((record.name, names[best]) for record in groups[key])
+    empty = [name for name, total in zip(names, filled[:, -1], strict=True) if not total]
+    if empty:
+        raise DataError(
+            f"{source}: {len(groups)} patients of very different size leave nothing for {', '.join(empty)}; raise "
+            f"{' and '.join(f'data.{name}' for name in empty if name != 'train') or 'the number of patients'}."
+        )
+    return assigned
+
+
+def _targets(counts: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Wanted number of each column in each split, [S, C]: at least one of a class wherever its groups suffice."""
+    targets = shares[:, None] * counts.sum(axis=0)[None, :]
+    enough = (counts > 0).sum(axis=0) >= len(shares)
+    raised = np.maximum(targets[1:], enough)
+    targets[0] -= (raised - targets[1:]).sum(axis=0)
+    targets[1:] = raised
+    return targets
+
+
+def _shuffle(seed: int, key: tuple[str, str]) -> bytes:
+    """A random order that belongs to the group itself, so that the order of the rows plays no part."""
+    return hashlib.sha256(f"{seed}\0{key[0]}\0{key[1]}".encode()).digest()
+
+
+def write_splits(manifest: Manifest, path: Path) -> None:
+    """Write image, split, patient, eye and target (the class name) of every record as CSV, atomically."""
+    with files.atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for record in manifest:
+            target = "" if record.label is None else manifest.classes[record.label]
+            writer.writerow([record.name, record.split or "", record.patient or "", record.eye or "", target])
+
+
+def read_splits(path: Path, manifest: Manifest) -> Manifest:
+    """`manifest` with the splits written at `path`.
+
+    Raises DataError when the file is missing or damaged, or when the two do not name the same images.
+    """
+    from eyetune.data.tables import read_rows
+
+    names, rows = read_rows(path)
+    if not {"image", "split"} <= set(names):
+        raise DataError(f"{path} has no columns image and split (it has {', '.join(names)}).")
+    wanted = {row["image"]: row["split"] for row, _ in rows}
+    wrong = [where for row, where in rows if row["split"] not in SPLITS]
+    if wrong:
+        raise DataError(f"{path}: {len(wrong)} rows do not say {', '.join(SPLITS)}:\n{listing(wrong)}")
+    new = [record.name for record in manifest if record.name not in wanted]
+    gone = sorted(wanted.keys() - {record.name for record in manifest})
+    faults = []
+    if new:
+        faults.append(f"{len(new)} images of {manifest.source} are not in it:\n{listing(new)}")
+    if gone:
+        faults.append(f"{len(gone)} images in it are not in {manifest.source}:\n{listing(gone)}")
+    if faults:
+        raise DataError(f"{path}: " + "\n".join(faults))
+    records = [replace(record, split=wanted[record.name]) for record in manifest]
+    check_consistent(records, str(path))
+    return manifest.with_records(records)
