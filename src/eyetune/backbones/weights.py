@@ -1,0 +1,452 @@
+"""Checkpoints: opened without executing anything, matched key by key, and loaded whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from eyetune import files
+from eyetune.backbones.spec import BackboneSpec
+from eyetune.errors import WeightsError, listing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ZIP, _HEADER = b"PK\x03\x04", 4096
+_GIT_LFS = b"version https://git-lfs"
+_POSITION = "pos_embed"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened file.
+
+    Args:
+        path: where it lies.
+        format: `torch`, `torch (before 1.6)` or `safetensors`.
+        content: what it holds; tensors of zip and safetensors files stay on disk until they are read.
+        sha256: of the whole file.
+    """
+
+    path: Path
+    format: str
+    content: Mapping[str, Any]
+    sha256: str
+
+    def containers(self) -> dict[str, dict[str, Tensor]]:
+        """Every mapping of tensors in the file, by dotted path; the file itself is the path `""`."""
+        return dict(_find_containers(self.content, ""))
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every key of a checkpoint, and where every tensor of the network came from.
+
+    Args:
+        checkpoint: the file.
+        sha256: of the file.
+        family: the backbone it was loaded into.
+        format: how the file is written.
+        container: the mapping inside the file that was read; `""` when the keys lie flat.
+        stored_as: dtypes of the tensors read.
+        loaded: (checkpoint key, network name) taken as they are.
+        converted: (checkpoint key, what was done) taken after a change, such as a resized position embedding.
+        dropped: (checkpoint key, why) deliberately left out.
+        unexplained: checkpoint keys without a place or a reason: empty after a successful load.
+        mismatched: (checkpoint key, the two shapes): empty after a successful load.
+        left_initial: (network name, why) that the file does not bring, and need not.
+        missing: network names that the file should have brought: empty after a successful load.
+    """
+
+    checkpoint: str
+    sha256: str
+    family: str
+    format: str
+    container: str
+    stored_as: tuple[str, ...] = ()
+    loaded: tuple[tuple[str, str], ...] = ()
+    converted: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
+    unexplained: tuple[str, ...] = ()
+    mismatched: tuple[tuple[str, str], ...] = ()
+    left_initial: tuple[tuple[str, str], ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is explained and nothing of the network is left out."""
+        return not (self.unexplained or self.mismatched or self.missing) and bool(self.loaded or self.converted)
+
+    @property
+    def matched(self) -> int:
+        """Number of network tensors the file brings."""
+        return len(self.loaded) + len(self.converted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for `load_report.json`."""
+        pairs = ("loaded", "converted", "dropped", "mismatched", "left_initial")
+        return {
+            "checkpoint": self.checkpoint,
+            "sha256": self.sha256,
+            "family": self.family,
+            "format": self.format,
+            "container": self.container,
+            "stored_as": list(self.stored_as),
+            "counts": {name: len(getattr(self, name)) for name in (*pairs, "unexplained", "missing")},
+            **{name: dict(getattr(self, name)) for name in pairs},
+            "unexplained": list(self.unexplained),
+            "missing": list(self.missing),
+        }
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        inside = f", under {self.container!r}" if self.container else ""
+        lines = [f"{Path(self.checkpoint).name} ({self.format}{inside}) -> {self.family}"]
+        lines.append(f"  loaded        {self.matched} tensors ({', '.join(self.stored_as) or 'none'})")
+        lines += [f"  converted     {key}: {how}" for key, how in self.converted]
+        lines += [f"  dropped       {what}" for what in _by_reason(self.dropped)]
+        lines += [f"  left initial  {what}" for what in _by_reason(self.left_initial)]
+        lines += self._faults()
+        return "\n".join(lines)
+
+    def faults(self) -> str:
+        """Everything that keeps the file from loading whole, with the names; empty when nothing does."""
+        return "\n".join(self._faults(limit=8))
+
+    def _faults(self, limit: int = 3) -> list[str]:
+        lines = []
+        for what, names in (
+            ("keys without a place in the network", self.unexplained),
+            ("shapes that differ", [f"{key}: {shapes}" for key, shapes in self.mismatched]),
+            ("network tensors the file does not bring", self.missing),
+        ):
+            if names:
+                lines.append(f"  {len(names)} {what}:\n" + _indented(listing(names, limit)))
+        return lines
+
+
+def open_checkpoint(path: Path | str, *, where: str = "") -> Checkpoint:
+    """Open a checkpoint without executing anything in it.
+
+    Args:
+        path: a `.pth`/`.pt` file of `torch.save`, or a `.safetensors` file.
+        where: added to the message about a missing file: where to get it.
+
+    Raises:
+        WeightsError: the file is missing, empty, cut short, a web page, a git-LFS pointer, a TorchScript archive, not a
+            checkpoint at all, or a pickle that would run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder. Give the checkpoint file inside it.")
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(_HEADER)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no weights at {path}.{' ' + where if where else ' Check the path.'}") from error
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}.") from error
+    _refuse_impostors(path, head)
+    if head.startswith(_ZIP):
+        content, kind = _open_zip(path), "torch"
+    elif head[8:9] == b"{":
+        content, kind = _open_safetensors(path), "safetensors"
+    elif head.startswith(b"\x80"):
+        content, kind = _torch_load(path, mmap=False), "torch (before 1.6)"
+    else:
+        raise WeightsError(f"{path} is not a checkpoint: neither a torch file nor safetensors. {_AGAIN}")
+    if isinstance(content, torch.Tensor) or not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, not a checkpoint. Save the state_dict: "
+            "torch.save(model.state_dict(), …)."
+        )
+    return Checkpoint(path, kind, content, files.sha256(path))
+
+
+_AGAIN = "Download it again, and compare its size with the publisher's."
+
+
+def _refuse_impostors(path: Path, head: bytes) -> None:
+    """Raise WeightsError for what is often saved under a checkpoint's name."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        raise WeightsError(f"{path} is empty (0 bytes): the download did not happen. {_AGAIN}")
+    if head.startswith(_GIT_LFS):
+        raise WeightsError(
+            f"{path} is a git-LFS pointer, not the weights themselves. Run `git lfs pull` there, or download the file."
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        raise WeightsError(
+            f"{path} is a web page, not weights: the address led to a page (a sign-in or a consent, perhaps). "
+            "Open it in a browser and download the file itself."
+        )
+    if text.startswith((b"{", b"[")) and head[8:9] != b"{":
+        raise WeightsError(f"{path} is JSON text, not weights. {_AGAIN}")
+
+
+def _open_zip(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise WeightsError(f"{path} is cut short: a torch file whose end is missing. {_AGAIN}") from error
+    if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
+        raise WeightsError(
+            f"{path} is a TorchScript archive: it holds a program, not only weights. Get the plain checkpoint, or save "
+            "one: torch.save(model.state_dict(), …)."
+        )
+    if not any(name.endswith("data.pkl") for name in names):
+        raise WeightsError(f"{path} is a zip archive without a torch checkpoint inside. Unpack it first.")
+    return _torch_load(path, mmap=True)
+
+
+def _torch_load(path: Path, *, mmap: bool) -> Any:
+    try:
+        # Namespace: the training options that RETFound, VisionFM and others store beside their weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"class ([\w.]+)", text)
+        if refused:
+            raise WeightsError(
+                f"{path} was not opened: it is a pickle that would run code ({refused[1]}). Weights need none of it. "
+                "If you trust where it came from, load it there and save only the tensors: "
+                "torch.save(model.state_dict(), …)."
+            ) from error
+        raise WeightsError(f"{path} is cut short or damaged, or no checkpoint at all. {_AGAIN}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AssertionError, OSError, IndexError) as error:
+        raise WeightsError(f"{path} is cut short or damaged ({_first_line(error)}). {_AGAIN}") from error
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header > size - 8:
+        raise WeightsError(f"{path} is cut short: its header alone should be {header} bytes. {_AGAIN}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as archive:
+            return {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise WeightsError(f"{path} is cut short or damaged ({_first_line(error)}). {_AGAIN}") from error
+
+
+def _find_containers(content: Mapping[str, Any], path: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(dotted path, tensors) of every mapping that holds tensors under names; optimizer state has none."""
+    here = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    if here:
+        yield path, here
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and depth < 2 and not _TRAINING_STATE.match(key):
+            yield from _find_containers(value, f"{path}.{key}" if path else key, depth + 1)
+
+
+_TRAINING_STATE = re.compile(r"optim|sched|scaler|lr_|loss|amp|args|config|hyper|callbacks|loops", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One tensor on its way: checkpoint key -> network name."""
+
+    key: str
+    name: str
+    transpose: bool = False
+    grid: tuple[int, int] | None = None
+    done: str = ""
+
+
+@dataclass
+class _Plan:
+    """How one container would load into one network."""
+
+    container: str
+    report: LoadReport
+    steps: list[_Step] = field(default_factory=list)
+
+
+def plan(spec: BackboneSpec, network: nn.Module, checkpoint: Checkpoint) -> _Plan:
+    """Match every key of `checkpoint` with `network` (which may lie on the meta device); nothing is read or copied.
+
+    Of several containers the one that brings most is taken; of equals, the first in the family's own order.
+    """
+    containers = checkpoint.containers()
+    order = {name: rank for rank, name in enumerate(("", *spec.layout.containers))}
+    plans = [_plan_container(spec, network, checkpoint, path, tensors) for path, tensors in containers.items()]
+    if not plans:
+        raise WeightsError(f"{checkpoint.path} holds no named tensors: {_contents(checkpoint.content)}.")
+    best = min(plans, key=lambda p: (-p.report.matched, order.get(p.container.rpartition(".")[2], len(order))))
+    others = tuple(
+        (path or "(flat)", f"weights are read from {best.container!r}") for path in containers if path != best.container
+    )
+    state = tuple(
+        (str(key), "not weights: state or options of the earlier training")
+        for key, value in checkpoint.content.items()
+        if not isinstance(value, torch.Tensor) and not any(p == key or p.startswith(f"{key}.") for p in containers)
+    )
+    dropped = best.report.dropped + others + state
+    return _Plan(best.container, _replace(best.report, dropped=dropped), best.steps)
+
+
+def _plan_container(
+    spec: BackboneSpec, network: nn.Module, checkpoint: Checkpoint, container: str, tensors: Mapping[str, Tensor]
+) -> _Plan:
+    layout, expected = spec.layout, network.state_dict()
+    steps: dict[str, _Step] = {}
+    dropped, unexplained, mismatched = [], [], []
+    for key, tensor in tensors.items():
+        name = layout.target(key)
+        if name in expected and name not in steps:
+            step = _step(spec, network, key, name, tensor, expected[name])
+            if step is None:
+                mismatched.append((key, f"{_shape(tensor)} in the file, {_shape(expected[name])} in the network"))
+            else:
+                steps[name] = step
+        elif reason := layout.why_dropped(key):
+            dropped.append((key, reason))
+        else:
+            unexplained.append(key)
+    wrong = {layout.target(key) for key, _ in mismatched}
+    absent = [name for name in expected if name not in steps and name not in wrong]
+    report = LoadReport(
+        checkpoint=str(checkpoint.path),
+        sha256=checkpoint.sha256,
+        family=spec.name,
+        format=checkpoint.format,
+        container=container,
+        stored_as=tuple(sorted({str(tensors[s.key].dtype).removeprefix("torch.") for s in steps.values()})),
+        loaded=tuple((s.key, s.name) for s in steps.values() if not s.done),
+        converted=tuple((s.key, s.done) for s in steps.values() if s.done),
+        dropped=tuple(dropped),
+        unexplained=tuple(unexplained),
+        mismatched=tuple(mismatched),
+        left_initial=tuple((name, reason) for name in absent if (reason := layout.why_fresh(name))),
+        missing=tuple(name for name in absent if not layout.why_fresh(name)),
+    )
+    return _Plan(container, report, list(steps.values()))
+
+
+def _step(spec: BackboneSpec, network: nn.Module, key: str, name: str, tensor: Tensor, target: Tensor) -> _Step | None:
+    """How `tensor` becomes `target`, or None when it cannot."""
+    transpose = name in spec.layout.transpose and tensor.ndim == 2
+    shape = tuple(reversed(tensor.shape)) if transpose else tuple(tensor.shape)
+    wanted = tuple(target.shape)
+    done = "transposed" if transpose else ""
+    if shape == wanted:
+        return _Step(key, name, transpose, None, done)
+    if _bare(shape) == _bare(wanted):
+        return _Step(key, name, transpose, None, f"shape {_shape(tensor)} → {_shape(target)}")
+    if name.rpartition(".")[2] == _POSITION and len(_bare(shape)) == 2 and shape[-1] == wanted[-1]:
+        prefix = _embedded_prefix(network)
+        side = math.isqrt(shape[-2] - prefix)
+        rows, columns = network.patch_embed.grid_size  # type: ignore[union-attr,misc]
+        if side * side == shape[-2] - prefix and rows * columns == wanted[-2] - prefix:
+            return _Step(
+                key,
+                name,
+                transpose,
+                (rows, columns),
+                f"resized from {side}×{side} to {rows}×{columns} patches, bicubic",
+            )
+    return None
+
+
+def _embedded_prefix(network: nn.Module) -> int:
+    """How many entries of the position table belong to CLS and register tokens rather than patches."""
+    return 0 if getattr(network, "no_embed_class", False) else int(getattr(network, "num_prefix_tokens", 0))
+
+
+def resize_position_embedding(table: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+    """Bicubic (align_corners=False, no antialiasing), as the RETFound and DINOv2 code does; `prefix` entries stay.
+
+    Computed in float64 and rounded once: the result, and so the fingerprint, then does not depend on which vector
+    instructions a machine has.
+
+    Args:
+        table: float[1, prefix + side * side, width].
+        grid: (rows, columns) of patches wanted.
+        prefix: leading entries that belong to no patch.
+
+    Returns:
+        float32[1, prefix + rows * columns, width].
+    """
+    side = math.isqrt(table.shape[1] - prefix)
+    patches = table[:, prefix:].double().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :prefix].double(), patches.flatten(2).transpose(1, 2)], dim=1).float()
+
+
+def fill(network: nn.Module, made: _Plan, checkpoint: Checkpoint) -> None:
+    """Copy the planned tensors into `network`, in place.
+
+    Raises:
+        WeightsError: a tensor holds NaN or infinity, or a whole weight matrix is zero (an interrupted download).
+    """
+    tensors, targets = checkpoint.containers()[made.container], network.state_dict()
+    prefix = _embedded_prefix(network)
+    damaged = []
+    with torch.no_grad():
+        for step in made.steps:
+            tensor, target = tensors[step.key], targets[step.name]
+            tensor = tensor.T if step.transpose else tensor
+            if step.grid:
+                tensor = resize_position_embedding(tensor.reshape(1, *tensor.shape[-2:]), step.grid, prefix)
+            target.copy_(tensor.reshape(target.shape))
+            if target.is_floating_point() and not torch.isfinite(target).all():
+                damaged.append(f"{step.key}: NaN or infinity")
+            elif target.is_floating_point() and target.ndim == 2 and not target.any():
+                damaged.append(f"{step.key}: zero throughout")
+    if damaged:
+        raise WeightsError(
+            f"{checkpoint.path} is damaged: {len(damaged)} tensors are not usable.\n{listing(damaged)}\n{_AGAIN}"
+        )
+
+
+def _contents(content: Mapping[str, Any]) -> str:
+    return "it holds " + (", ".join(str(key) for key in list(content)[:8]) or "nothing")
+
+
+def _replace(report: LoadReport, **changes: Any) -> LoadReport:
+    from dataclasses import replace
+
+    return replace(report, **changes)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(str(n) for n in tensor.shape) or "scalar"
+
+
+def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` without leading ones."""
+    first = next((i for i, n in enumerate(shape) if n != 1), len(shape))
+    return shape[first:]
+
+
+def _by_reason(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in pairs:
+        reasons.setdefault(reason, []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {reason}" for reason, names in reasons.items()
+    ]
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
