@@ -13,6 +13,7 @@ branching by Murray's cube law (PNAS 1926), no vessels in the foveal avascular z
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,8 @@ SAFE_HEIGHT = 0.335
 
 VEIN_CALIBRE = 0.074  # of a disc diameter, at the disc margin: about 125 um of 1.7 mm
 ARTERY_TO_VEIN = 0.68
+THINNEST = 0.0013
+"""No branch starts thinner: a photograph would not resolve it (0.7 pixels of 512)."""
 _STEPS = 40  # points along a branch
 _TRUNK_STEPS = 72
 
@@ -43,6 +46,8 @@ _TEMPORAL = np.array(
 _NASAL = np.array([(0.08, 0), (0.17, 0.42), (0.42, 1.0), (0.78, 1.75), (1.12, 2.6), (1.4, 3.7)])
 _MACULAR = np.array([(0.0, 0), (-0.45, 0.22), (-0.95, 0.42), (-1.45, 0.55), (-1.95, 0.52)])
 _NASAL_SMALL = np.array([(0.1, 0), (0.45, 0.16), (0.9, 0.42), (1.5, 0.7), (2.2, 0.95)])
+_TRUNKS = ((_TEMPORAL, True, 1.0), (_NASAL, False, 0.82), (_MACULAR, False, 0.36), (_NASAL_SMALL, False, 0.45))
+"""Shape, whether the patient's arcade height scales it, and calibre relative to an arcade's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,64 +146,75 @@ def quadrant_of(x: float, y: float, fovea: tuple[float, float]) -> str:
     return ("supero" if y < fovea[1] else "infero") + ("temporal" if x < fovea[0] else "nasal")
 
 
-def _spline(control: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
-    """A Catmull-Rom curve through `control` [k, 2] -> [steps, 2]."""
-    padded = np.vstack([2 * control[0] - control[1], control, 2 * control[-1] - control[-2]])
-    t = np.linspace(0, len(control) - 1 - 1e-9, steps)
-    i = t.astype(int)
-    f = (t - i)[:, None]
-    a, b, c, d = padded[i], padded[i + 1], padded[i + 2], padded[i + 3]
-    return 0.5 * (2 * b + (c - a) * f + (2 * a - 5 * b + 4 * c - d) * f**2 + (3 * b - a - 3 * c + d) * f**3)
+@lru_cache(maxsize=8)
+def _spline(knots: int, steps: int) -> NDArray[np.float64]:
+    """The matrix [steps, knots] that draws a Catmull-Rom curve through that many control points."""
+    t = np.linspace(0, knots - 1 - 1e-9, steps)
+    row, i = np.arange(steps), t.astype(int)
+    f = t - i
+    padded = np.zeros((steps, knots + 2))
+    padded[row, i] = 0.5 * (-f + 2 * f**2 - f**3)
+    padded[row, i + 1] = 0.5 * (2 - 5 * f**2 + 3 * f**3)
+    padded[row, i + 2] = 0.5 * (f + 4 * f**2 - 3 * f**3)
+    padded[row, i + 3] = 0.5 * (f**3 - f**2)
+    # The outer two points are not given: each is its neighbour's neighbour, mirrored.
+    matrix = padded[:, 1:-1].copy()
+    matrix[:, 0] += 2 * padded[:, 0]
+    matrix[:, 1] -= padded[:, 0]
+    matrix[:, -1] += 2 * padded[:, -1]
+    matrix[:, -2] -= padded[:, -1]
+    return matrix
 
 
-def _wobble(rng: np.random.Generator, count: int, arc: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Smooth heading noise of about unit size, [count, steps], along the arc lengths `arc` [count, steps]."""
-    waves = rng.uniform(7.0, 45.0, (count, 4, 1))  # radians per field width: bends of a seventh to one field width
-    phases = rng.uniform(0, 2 * np.pi, (count, 4, 1))
-    return np.asarray(np.sin(waves * arc[:, None, :] + phases).sum(axis=1) / 2.0)
+def _wobble(rng: np.random.Generator, arc: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Smooth noise of about unit size along the arc lengths `arc` [count, steps]."""
+    waves = rng.uniform(7.0, 45.0, (4, len(arc), 1))  # radians per field width: bends of a seventh to one field width
+    phases = rng.uniform(0, 2 * np.pi, (4, len(arc), 1))
+    return np.asarray(np.sin(waves * arc + phases).sum(axis=0) / 2.0)
 
 
 def trunks(traits: Traits, disc: Disc, shared_seed: int, own_seed: int) -> list[Vessel]:
-    """The vessels that leave the disc: arcades, nasal trunks, small macular and nasal ones.
+    """The 16 vessels that leave the disc: arcades, nasal trunks, small macular and nasal ones.
 
     `shared_seed` is the patient's (both eyes' trunks run alike), `own_seed` the eye's (alike, not equal).
     """
     shared, own = np.random.default_rng(shared_seed), np.random.default_rng(own_seed)
-    vessels: list[Vessel] = []
-    for shape, scale, sizes in (
-        (_TEMPORAL, traits.arcade, (1.0,)),
-        (_NASAL, 1.0, (0.82,)),
-        (_MACULAR, 1.0, (0.36,)),
-        (_NASAL_SMALL, 1.0, (0.45,)),
-    ):
-        for upper in (1.0, -1.0):
-            for artery in (False, True):
-                control = shape * np.array([1.0, scale * upper])
-                spread = np.linspace(0.02, 0.2, len(shape))[:, None]
-                control = control + spread * (shared.normal(size=shape.shape) + 0.45 * own.normal(size=shape.shape))
-                # Artery and vein leave side by side and stay a few calibres apart: the vein usually runs outside.
-                apart = (-0.09 if artery else 0.09) * np.sign(shape[-1][0]) * np.linspace(0.3, 2.2, len(shape))
-                control[:, 0] -= 0.5 * apart
-                control[:, 1] -= upper * (0.9 * apart)
-                control[0] = (0.02 + 0.05 * own.normal(), 0.05 * upper)
-                points = _spline(control, _TRUNK_STEPS)
-                points = points * np.array([1.0, -1.0]) * disc.diameter + np.array([disc.x, disc.y])
-                points = _bend(own, points, 0.0035 + 0.0075 * traits.tortuosity)
-                width = sizes[0] * VEIN_CALIBRE * disc.diameter * traits.calibre * (ARTERY_TO_VEIN if artery else 1.0)
-                # Past the disc a trunk loses calibre to its branches (Murray), roughly linearly in what remains.
-                widths = width * np.linspace(1.0, 0.5, _TRUNK_STEPS) * own.uniform(0.94, 1.06)
-                vessels.append(Vessel(points.astype(np.float32), widths.astype(np.float32), artery, 0))
-    return vessels
+    upper = np.array([1.0, 1.0, -1.0, -1.0])  # of each shape: vein and artery above, vein and artery below
+    artery = np.array([False, True, False, True])
+    curves, calibres = [], []
+    for shape, height, calibre in _TRUNKS:
+        knots = len(shape)
+        control = shape * np.stack([np.ones(4), upper * (traits.arcade if height else 1.0)], 1)[:, None]
+        spread = np.linspace(0.02, 0.2, knots)[:, None]
+        size = (4, knots, 2)
+        control = control + spread * (shared.normal(size=size) + 0.45 * own.normal(size=size))
+        # Artery and vein leave side by side and stay a few calibres apart: the vein usually runs outside.
+        outward = np.where(artery, -0.09, 0.09) * np.sign(shape[-1, 0])
+        apart = outward[:, None] * np.linspace(0.3, 2.2, knots)
+        control[..., 0] -= 0.5 * apart
+        control[..., 1] -= 0.9 * upper[:, None] * apart
+        control[:, 0, 0] = 0.02 + 0.03 * own.normal(size=4)
+        control[:, 0, 1] = 0.03 * upper
+        curves.append(_spline(knots, _TRUNK_STEPS) @ control)
+        calibres.append(calibre * np.where(artery, ARTERY_TO_VEIN, 1.0) * own.uniform(0.94, 1.06, 4))
+    points = np.concatenate(curves) * np.array([1.0, -1.0]) * disc.diameter + np.array([disc.x, disc.y])
+    points = _bend(own, points, 0.0035 + 0.0075 * traits.tortuosity).astype(np.float32)
+    # Past the disc a trunk loses calibre to its branches (Murray), roughly linearly in what remains.
+    taper = np.linspace(1.0, 0.5, _TRUNK_STEPS)
+    taper[:6] *= np.linspace(0.45, 1.0, 6)  # it rises out of the depth of the cup
+    width = np.concatenate(calibres)[:, None] * (VEIN_CALIBRE * disc.diameter * traits.calibre) * taper
+    width = width.astype(np.float32)
+    return [Vessel(points[i], width[i], bool(artery[i % 4]), 0) for i in range(len(points))]
 
 
 def _bend(rng: np.random.Generator, points: NDArray[np.float64], amount: float) -> NDArray[np.float64]:
-    """Move a curve sideways by a smooth noise that starts from nothing at the disc."""
-    steps = np.diff(points, axis=0, prepend=points[:1])
-    arc = np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))
-    tangent = np.gradient(points, axis=0)
-    normal = np.stack([-tangent[:, 1], tangent[:, 0]], 1) / (np.hypot(tangent[:, 0], tangent[:, 1])[:, None] + 1e-9)
-    noise = _wobble(rng, 1, arc[None])[0] * amount * np.clip(arc / 0.1, 0, 1)
-    return np.asarray(points + normal * noise[:, None])
+    """Move curves [n, steps, 2] sideways by a smooth noise that starts from nothing at the disc."""
+    steps = np.diff(points, axis=1, prepend=points[:, :1])
+    length = np.hypot(steps[..., 0], steps[..., 1])
+    arc = length.cumsum(axis=1)
+    normal = np.stack([-steps[..., 1], steps[..., 0]], -1) / (length[..., None] + 1e-9)
+    noise = _wobble(rng, arc) * amount * np.clip(arc / 0.1, 0, 1)
+    return np.asarray(points + normal * noise[..., None])
 
 
 def vessel_tree(
@@ -227,8 +243,7 @@ def _branches(
     starts, headings, calibres, arteries, sides = [], [], [], [], []
     for parent in parents:
         length = float(np.hypot(*np.diff(parent.points, axis=0).T).sum())
-        spacing = 0.05 if order == 1 else 0.042
-        count = int(np.clip(length / spacing * (0.75 + 0.5 * rng.random()), 0, 12))
+        count = int(np.clip(length / (0.062 if order == 1 else 0.055) * (0.7 + 0.6 * rng.random()), 0, 9))
         if count == 0:
             continue
         where = (np.arange(count) + rng.uniform(0.2, 0.8, count)) / count * 0.86 + 0.12
@@ -257,17 +272,17 @@ def _branches(
     reach = rng.uniform(0.6, 1.3, n) * np.where(inner, 0.19, 0.25) * (1.0 if order == 1 else 0.42)
     t = np.linspace(0, 1, _STEPS)
     arc = t[None] * reach[:, None]
-    noise = _wobble(rng, n, arc) * (0.16 + 0.42 * traits.tortuosity)
+    noise = _wobble(rng, arc) * (0.16 + 0.42 * traits.tortuosity)
     angle = first[:, None] + turn[:, None] * (t * t * (3 - 2 * t))[None] + noise - noise[:, :1]
     step = (reach / (_STEPS - 1))[:, None]
     points = np.stack([np.cos(angle) * step, np.sin(angle) * step], -1).cumsum(axis=1)
     points += start[:, None, :] - points[:, :1]
-    widths = calibre[:, None] * np.linspace(1.0, 0.45, _STEPS)[None]
+    widths = calibre[:, None] * np.linspace(1.0, 0.3, _STEPS)[None]
     keep = _allowed(points, start, disc, fovea)
     return [
         Vessel(points[i, : keep[i]].astype(np.float32), widths[i, : keep[i]].astype(np.float32), bool(artery[i]), order)
         for i in range(n)
-        if keep[i] >= 6
+        if keep[i] >= 6 and calibre[i] > THINNEST
     ]
 
 

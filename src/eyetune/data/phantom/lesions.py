@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,16 +34,17 @@ LESIONS = (
 
 _SIZES: dict[str, tuple[float, float]] = {
     "microaneurysm": (0.0075, 0.0115),
-    "blot_haemorrhage": (0.014, 0.030),
+    "blot_haemorrhage": (0.0135, 0.030),
     "flame_haemorrhage": (0.030, 0.060),
     "hard_exudate": (0.006, 0.017),
     "cotton_wool_spot": (0.030, 0.055),
-    "irma": (0.035, 0.060),
+    "irma": (0.045, 0.075),
     "nvd": (0.075, 0.11),
-    "nve": (0.055, 0.095),
+    "nve": (0.065, 0.110),
     "preretinal_haemorrhage": (0.09, 0.17),
     "laser_scar": (0.018, 0.026),
 }
+_MAP = 192
 _OFF_VESSELS = frozenset({"microaneurysm", "hard_exudate", "blot_haemorrhage", "irma"})
 
 
@@ -79,14 +81,23 @@ def grade_of(lesions: Iterable[Lesion]) -> int:
     return 1 if kinds else 0
 
 
+def _distance_to(vessels: list[Vessel]) -> NDArray[np.float32]:
+    """Distance to the nearest of these vessels' walls, in field widths, on a grid of _MAP x _MAP."""
+    free = np.full((_MAP, _MAP), 255, np.uint8)
+    for vessel in vessels:
+        thick = max(1, round(float(vessel.widths.mean()) * _MAP))
+        cv2.polylines(free, [np.rint(vessel.points * _MAP - 0.5).astype(np.int32)[:, None]], False, 0, thick)
+    return np.asarray(cv2.distanceTransform(free, cv2.DIST_L2, 3) / _MAP, np.float32)
+
+
 class _Placer:
     """Finds free places: inside every camera's view, off the disc and fovea, off other lesions, off large vessels."""
 
     def __init__(self, rng: np.random.Generator, disc: Disc, fovea: tuple[float, float], trunks: list[Vessel]) -> None:
         self.rng, self.disc, self.fovea = rng, disc, fovea
         self.lesions: list[Lesion] = []
-        self._taken = np.empty((0, 3))
-        self._vessels = np.concatenate([vessel.points[::3] for vessel in trunks])
+        self._taken = np.empty((1024, 3))  # x, y, radius of the first `len(lesions)` places
+        self._off_vessels = _distance_to(trunks)
         self._groups = 0
 
     def free(self, kind: str, spots: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -98,8 +109,8 @@ class _Placer:
         clear &= np.hypot(x - self.disc.x, y - self.disc.y) > 0.56 * self.disc.diameter + half
         clear &= np.hypot(x - self.fovea[0], y - self.fovea[1]) > 0.016 + half
         if kind in _OFF_VESSELS:
-            apart = spots[:, None, :] - self._vessels[None]
-            clear &= (np.hypot(apart[..., 0], apart[..., 1]) > 0.008 + half[:, None]).all(axis=1)
+            cells = np.clip(spots * _MAP, 0, _MAP - 1).astype(int)
+            clear &= self._off_vessels[cells[:, 1], cells[:, 0]] > 0.005 + half
         return np.asarray(clear)
 
     def add(self, kind: str, x: float, y: float, size: float, *, angle: float | None = None, group: int = 0) -> None:
@@ -107,20 +118,26 @@ class _Placer:
         turn = float(self.rng.uniform(0, np.pi)) if angle is None else angle
         seed = int(self.rng.integers(2**31))
         lesion = Lesion(kind, float(x), float(y), float(size), turn, quadrant_of(x, y, self.fovea), seed, group)
+        self.note(lesion)
+        self._taken[len(self.lesions) - 1] = (x, y, size / 2)
+
+    def note(self, lesion: Lesion) -> None:
+        """List a lesion that takes no room."""
         self.lesions.append(lesion)
-        self._taken = np.vstack([self._taken, (x, y, size / 2)])
+        self._taken[len(self.lesions) - 1] = (-9, -9, 0)
 
     def settle(self, kind: str, spots: NDArray[np.float64], count: int, *, group: int = 0, gap: float = 0.004) -> int:
         """Take up to `count` of the candidate `spots`, in their order; returns how many found room."""
         low, high = _SIZES[kind]
-        sizes = low + (high - low) * self.rng.beta(1.4, 1.8, len(spots))
+        sizes = low + (high - low) * self.rng.beta(1.1, 2.0, len(spots))
         clear = self.free(kind, spots, sizes)
         placed = 0
         for (x, y), size in zip(spots[clear], sizes[clear], strict=True):
             if placed == count:
                 break
-            taken = self._taken
-            if len(taken) and (np.hypot(taken[:, 0] - x, taken[:, 1] - y) < taken[:, 2] + size / 2 + gap).any():
+            taken = self._taken[: len(self.lesions)]
+            apart = (taken[:, 0] - x) ** 2 + (taken[:, 1] - y) ** 2
+            if (apart < (taken[:, 2] + size / 2 + gap) ** 2).any():
                 continue
             angle = None
             if kind == "flame_haemorrhage":  # flames follow the nerve fibres, which fan out from the disc
@@ -131,7 +148,7 @@ class _Placer:
 
     def scatter(self, kind: str, count: int, *, reach: float = 0.36, quadrant: str | None = None) -> int:
         """Place `count` lesions at random within `reach` of the fovea (all of one quadrant, if named)."""
-        n = 14 * count + 60
+        n = 10 * count + 60
         turn = self.rng.uniform(0, 2 * np.pi, n)
         if quadrant is not None:
             start = {"inferonasal": 0.0, "inferotemporal": 0.5, "superotemporal": 1.0, "superonasal": 1.5}[quadrant]
@@ -162,6 +179,8 @@ def plan_lesions(
     grade: int, rng: np.random.Generator, disc: Disc, fovea: tuple[float, float], trunks: list[Vessel]
 ) -> tuple[Lesion, ...]:
     """Lesions of an eye of this grade: :func:`grade_of` gives it back, for every seed."""
+    if grade == 0:
+        return ()
     place = _Placer(rng, disc, fovea, trunks)
     if grade == 1:
         place.scatter("microaneurysm", int(rng.integers(4, 16)), reach=0.30)
@@ -193,7 +212,7 @@ def _bead(place: _Placer, rng: np.random.Generator, quadrants: int) -> None:
         x = place.fovea[0] + (-0.17 if str(quadrant).endswith("temporal") else 0.17)
         y = place.fovea[1] + (-0.25 if str(quadrant).startswith("super") else 0.25)
         seed = int(rng.integers(2**31))
-        place.lesions.append(Lesion("venous_beading", x, y, 0.1, 0.0, str(quadrant), seed))
+        place.note(Lesion("venous_beading", x, y, 0.1, 0.0, str(quadrant), seed))
 
 
 def _severe(place: _Placer, rng: np.random.Generator) -> None:

@@ -140,7 +140,7 @@ def plan_patient(
         ratio = round(vcdr if vcdr is not None else float(np.clip(middle + own.uniform(-0.05, 0.05), low, high)), 3)
         disc, fovea = draw_disc(own, traits, ratio)
         own_seed = int(own.integers(2**31))
-        vessels = trunks(traits, disc, shared_seed, own_seed)
+        vessels = trunks(traits, disc, shared_seed, own_seed) if pair[index] else []
         eyes.append(
             EyePlan(
                 seed=seed,

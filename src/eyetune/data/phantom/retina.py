@@ -27,12 +27,11 @@ _BLOOD = {  # transmission of red, green, blue where the layer is full
     "vein": (0.66, 0.36, 0.42),
     "artery": (0.84, 0.53, 0.55),
     "microaneurysm": (0.60, 0.20, 0.25),
-    "blot_haemorrhage": (0.52, 0.20, 0.26),
+    "blot_haemorrhage": (0.58, 0.22, 0.28),
     "flame_haemorrhage": (0.60, 0.22, 0.27),
     "irma": (0.66, 0.32, 0.38),
     "nvd": (0.72, 0.34, 0.38),
     "nve": (0.72, 0.34, 0.38),
-    "preretinal_haemorrhage": (0.48, 0.12, 0.16),
 }
 
 
@@ -76,8 +75,9 @@ def draw_eye(plan: EyePlan, pixels: int, *, masks: bool = False) -> DrawnEye:
     for kind in ("irma", "flame_haemorrhage", "blot_haemorrhage", "microaneurysm"):
         _absorb(image, layers.get(kind), kind)
     _blend_lesions(image, layers, "cotton_wool_spot")
-    for kind in ("nvd", "nve", "preretinal_haemorrhage"):
+    for kind in ("nvd", "nve"):
         _absorb(image, layers.get(kind), kind)
+    _blend_lesions(image, layers, "preretinal_haemorrhage")  # it lies before the vessels and hides them
 
     flip = plan.eye == "L"
     picture = np.clip(image, 0, 255, out=image).astype(np.uint8)
@@ -228,7 +228,7 @@ def _blend_disc(image: Floats, plan: EyePlan, pixels: int) -> tuple[Floats, Floa
     radius = np.hypot(u, v)
     cup_radius = np.hypot((u - disc.cup_dx) / disc.cup_aspect, v - disc.cup_dy) / disc.vcdr
     pixel = 2 / (disc.diameter * pixels)
-    inside = _smooth_below(radius, 1.0, max(0.06, pixel))
+    inside = _smooth_below(radius, 1.0, max(0.045, pixel))
     cup = _smooth_below(cup_radius, 1.0, max(0.13 if plan.glaucoma else 0.2, pixel))
 
     rng = np.random.default_rng([plan.own_seed, 3])
@@ -238,13 +238,13 @@ def _blend_disc(image: Floats, plan: EyePlan, pixels: int) -> tuple[Floats, Floa
     if disc.crescent > 0:
         crescent = _smooth_below(np.hypot(u + 0.16, v), 1.06, 0.06)
         patch += (0.55 * disc.crescent * crescent)[..., None] * (np.array([238, 196, 140], np.float32) - patch)
-    brightness = 0.90 + 0.1 * (1 - traits.pigment) + float(rng.uniform(-0.04, 0.04))
-    rim = np.array([240, 158, 92], np.float32) * brightness
+    brightness = 0.93 + 0.07 * (1 - traits.pigment) + float(rng.uniform(-0.04, 0.04))
+    rim = np.array([250, 171, 112], np.float32) * brightness
     pallor = np.clip(-u, -1, 1)[..., None] * np.array([6, 22, 24], np.float32)  # the temporal rim is paler
     shade = 1 - 0.07 * np.clip(radius, 0, 1)[..., None] ** 3
     patch += inside[..., None] * ((rim + pallor) * shade - patch)
     pale = np.array([255, 226, 172], np.float32) * min(1.0, brightness + 0.04)
-    bowl = pale * (1 - 0.10 * np.clip(cup_radius, 0, 1)[..., None] ** 2)
+    bowl = pale * (1 - 0.05 * np.clip(cup_radius, 0, 1)[..., None] ** 2)
     patch += (0.93 * cup * inside)[..., None] * (bowl - patch)
     full_disc, full_cup = np.zeros((2, pixels, pixels), np.float32)
     full_disc[box], full_cup[box] = inside, cup * inside
@@ -366,6 +366,7 @@ _COLOURS = {
     "hard_exudate": ((246, 226, 128), 0.92),
     "cotton_wool_spot": ((246, 232, 196), 0.85),
     "laser_scar": ((214, 176, 112), 0.62),
+    "preretinal_haemorrhage": ((116, 20, 16), 0.92),
 }
 
 
@@ -388,8 +389,8 @@ def _blend_lesions(image: Floats, layers: dict[str, Image], kind: str) -> None:
 def _outline(lesion: Lesion, length: float, width: float, roughness: float) -> NDArray[np.float64]:
     """An irregular closed outline around the lesion, field coordinates [n, 2]."""
     rng = np.random.default_rng(lesion.seed)
-    t = np.linspace(0, 2 * np.pi, 22, endpoint=False)
-    wave = sum(rng.normal() / k * np.cos(k * t + rng.uniform(0, 6.3)) for k in (2, 3, 4, 5))
+    t = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    wave = sum(rng.normal() / k**1.3 * np.cos(k * t + rng.uniform(0, 6.3)) for k in (2, 3, 4, 5, 7))
     radius = 1 + roughness * np.asarray(wave)
     px, py = radius * np.cos(t) * length / 2, radius * np.sin(t) * width / 2
     cos, sin = np.cos(lesion.angle), np.sin(lesion.angle)
@@ -429,9 +430,11 @@ def _draw_flame(layer: Image, lesion: Lesion, pixels: int) -> None:
     """Blood between nerve fibres: a bundle of streaks with frayed ends."""
     rng = np.random.default_rng(lesion.seed)
     cos, sin = np.cos(lesion.angle), np.sin(lesion.angle)
-    for _ in range(7):
-        across, along = rng.normal(0, 0.10) * lesion.size, rng.normal(0, 0.10) * lesion.size
-        length, width = lesion.size * rng.uniform(0.45, 0.8), lesion.size * rng.uniform(0.05, 0.11)
+    for streak in range(7):
+        # the middle streak is always there, so that a flame never falls into two
+        spread = 0.0 if streak == 0 else lesion.size
+        across, along = rng.normal(0, 0.065) * spread, rng.normal(0, 0.12) * spread
+        length, width = lesion.size * rng.uniform(0.45, 0.8), lesion.size * rng.uniform(0.07, 0.13)
         ends = np.array([(-0.5, 0), (-0.2, 0.5), (0.15, 0.45), (0.5, 0), (0.15, -0.5), (-0.2, -0.45)])
         px, py = ends[:, 0] * length + along, ends[:, 1] * width + across
         _fill(layer, np.stack([lesion.x + px * cos - py * sin, lesion.y + px * sin + py * cos], 1), 235)
@@ -480,20 +483,40 @@ def _curly_layer(kind: str, lesions: list[Lesion], pixels: int) -> Image:
     factor = _supersample(pixels)
     side = factor * pixels
     layer = np.zeros((side, side), np.uint8)
-    strands, curl, calibre = (4, 1.5, 0.0030) if kind == "irma" else (13, 2.6, 0.0027)
+    calibre = 0.0026 if kind == "irma" else 0.0021
     for lesion in lesions:
         rng = np.random.default_rng(lesion.seed)
-        t = np.linspace(0, 1, 40)
-        for _ in range(strands):
-            fan = 2 * np.pi * rng.random() if kind != "irma" else lesion.angle + rng.normal(0, 0.4)
-            turns = rng.uniform(-1, 1) * curl * 1.6 * t + 0.9 * curl * np.sin(rng.uniform(9, 20) * t + 6 * rng.random())
-            step = lesion.size * rng.uniform(0.7, 1.25) / 40
-            path = np.stack([np.cos(fan + turns), np.sin(fan + turns)], 1).cumsum(0) * step
-            if kind == "irma":
-                path -= path[20] + rng.normal(0, 0.12 * lesion.size, 2)
-            off = path + np.array([lesion.x, lesion.y])
-            away = np.hypot(off[:, 0] - lesion.x, off[:, 1] - lesion.y)
-            off = off[away <= lesion.size / 2]
-            thick = max(1, round(calibre * side * rng.uniform(0.6, 1.1)))
-            cv2.polylines(layer, [_fixed(off, side)[:, None, :]], False, 225, thick, cv2.LINE_AA, _SHIFT)
+        for path in _wandering(lesion, rng) if kind == "irma" else _frond(rng):
+            points = path * lesion.size / 2 + np.array([lesion.x, lesion.y])
+            thick = max(1, round(calibre * side * rng.uniform(0.6, 1.15)))
+            cv2.polylines(layer, [_fixed(points, side)[:, None, :]], False, 225, thick, cv2.LINE_AA, _SHIFT)
     return _reduced(layer, pixels)
+
+
+def _wandering(lesion: Lesion, rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    """Three crooked strands side by side, in the unit circle: dilated capillaries of an IRMA."""
+    t = np.linspace(-1, 1, 36)
+    strands = []
+    for _ in range(3):
+        low, high = sorted(rng.uniform(-1, 1, 2) * 0.4 + (-0.6, 0.6))
+        along = np.clip(t, low, high)
+        waves = sum(rng.normal(0, 0.11) * np.sin(k * along + 6.3 * rng.random()) for k in (5, 9, 14))
+        across = rng.normal(0, 0.16) + np.asarray(waves)
+        cos, sin = np.cos(lesion.angle), np.sin(lesion.angle)
+        strands.append(np.stack([along * cos - across * sin, along * sin + across * cos], 1) * 0.9)
+    return strands
+
+
+def _frond(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    """A wheel of fine, winding vessels that end in loops, in the unit circle."""
+    t = np.linspace(0, 1, 30)
+    strands = []
+    spokes = int(rng.integers(9, 14))
+    for spoke in range(spokes):
+        angle = 2 * np.pi * (spoke + rng.uniform(-0.3, 0.3)) / spokes
+        reach = rng.uniform(0.55, 0.95)
+        out = np.sin(np.pi * np.minimum(t * rng.uniform(0.62, 0.95), 0.95)) * reach  # out, and part of the way back
+        swing = rng.choice((-1.0, 1.0)) * rng.uniform(0.35, 0.9) * t**1.5
+        heading = angle + swing + 0.22 * np.sin(rng.uniform(10, 18) * t + 6.3 * rng.random()) * t
+        strands.append(np.stack([out * np.cos(heading), out * np.sin(heading)], 1))
+    return strands
