@@ -41,7 +41,7 @@ RETFOUND_GREEN = BACKBONES.add(
         pool="avg",
         preprocess=Preprocess(392, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash"),
         patch=14,
-        licence="CC BY 4.0",
+        licence="custom non-commercial research licence (CNCRL), no industry projects",
         source="https://github.com/justinengelmann/RETFound_Green/releases",
         build=_build,
         layout=KeyLayout(dropped=((r"head\.", "classification head of an earlier fine-tuning: a new one is trained"),)),
