@@ -17,7 +17,7 @@ def _build(pixels: int, pool: str) -> nn.Module:
     from eyetune.backbones.vit import vision_transformer
 
     pooling = {"global_pool": "token"} if pool == "cls" else {"global_pool": "avg", "fc_norm": False}
-    return vision_transformer(pixels, patch=16, width=192, depth=8, heads=3, **pooling)
+    return vision_transformer(pixels, patch=16, width=192, depth=6, heads=3, **pooling)
 
 
 NANO = BACKBONES.add(
@@ -25,8 +25,8 @@ NANO = BACKBONES.add(
     BackboneSpec(
         name="nano",
         title="EyeTune nano",
-        architecture="ViT, 8 blocks, patch 16, width 192",
-        parameters=3_744_960,
+        architecture="ViT, 6 blocks, patch 16, width 192",
+        parameters=2_855_232,
         pools={"avg": 192, "cls": 192},
         pool="avg",
         preprocess=Preprocess(224, IMAGENET_MEAN, IMAGENET_STD, "pad"),
