@@ -1,0 +1,357 @@
+"""The whole configuration: the sections that live beside what they configure, and the training section. No logic.
+
+Importable without torch, so that `--help` stays quick. Relative paths are relative to the current folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
+
+import eyetune.adapt  # noqa: F401 - its strategies register themselves
+from eyetune.adapt.strategy import STRATEGIES, StrategyConfig, adapt_union, parse_adapt
+from eyetune.backbones.config import ModelConfig
+from eyetune.data.config import AugmentConfig, DataConfig
+from eyetune.errors import ConfigError, did_you_mean
+from eyetune.section import Section
+
+if TYPE_CHECKING:
+    AdaptConfig = StrategyConfig
+else:
+    AdaptConfig = adapt_union()
+
+#: The fields of :class:`Config` that have fields of their own.
+SECTIONS = ("model", "data", "adapt", "train")
+
+#: Values of `model.weights` that are not files.
+NOT_FILES = ("hub", "random")
+
+
+class TrainConfig(Section):
+    """How long, how fast and against what the network is trained."""
+
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the training images, at most."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images in one forward pass of one process."""
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Highest learning rate, the head's. Not given: the strategy's own."""
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    """AdamW's decoupled weight decay (never on biases, norms and tokens)."""
+    warmup_epochs: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Epochs, or parts of one, in which the rate rises linearly to its height."""
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    """After warm-up: half a cosine to zero, halving when the metric stops improving for 2 epochs, or constant."""
+    patience: int = Field(default=5, ge=0)
+    """Stop after this many epochs without a better metric; 0 never stops early."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients make one optimizer step: the gradient is that of one batch this many times as large."""
+    clip_norm: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Largest norm of the gradient, longer ones are shortened to it; 0 leaves them alone."""
+    mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Alpha of mixup: pairs of images are blended, their labels too; 0 is off."""
+    cutmix: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Alpha of cutmix: a patch of one image is put into another; 0 is off. With mixup, each batch gets one of them."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of every label spread evenly over all classes."""
+    balance: Literal["none", "weighted", "sampler", "focal"] = "none"
+    """Against imbalance: loss weighted by inverse class frequency, every class drawn equally often, or focal loss."""
+    focal_gamma: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    """How strongly focal loss turns to the hard images (balance: focal)."""
+    metric: str | None = None
+    """Validation metric that chooses the best epoch. Not given: qwk for DR grades, auroc_macro for two classes, else
+    f1_macro."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the network: slower to start, faster afterwards."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+    wandb: bool = False
+    """Log to Weights & Biases too (extra: wandb)."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> TrainConfig:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) is more than epochs ({self.epochs})")
+        return self
+
+
+class Config(Section):
+    """Everything that defines a run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    adapt: AdaptConfig = Field(default_factory=lambda: parse_adapt("lora"), validate_default=False)
+    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = "medium"
+    """Changes to the training images: none, light, medium, strong, or a list of torchvision transforms."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of splits, weights, order, augmentation and dropout."""
+    out: Path = Path("runs/eyetune")
+    """The run folder, new or empty."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes a GPU when there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of matrix products; auto takes bf16 where the hardware multiplies it."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that read images; auto goes by the number of processors, 0 reads in the main process."""
+
+    @property
+    def learning_rate(self) -> float:
+        """`train.lr`, or the strategy's own."""
+        return self.train.lr if self.train.lr is not None else self.adapt.default_lr
+
+    @classmethod
+    def from_yaml(
+        cls, path: Path | str, overrides: Mapping[str, Any] | None = None, *, check_files: bool = True
+    ) -> Config:
+        """Read a YAML file.
+
+        Args:
+            path: the file.
+            overrides: values by dotted path ("train.lr": 1e-3) that replace the file's. Another `adapt.kind` than the
+                file's drops the rest of the file's `adapt` section, which belongs to that kind.
+            check_files: whether the table, image folder and weights that it names have to exist.
+
+        Raises ConfigError with every fault, by dotted path.
+        """
+        path = Path(path)
+        return cls.parse(_override(_read_yaml(path), overrides or {}), check_files=check_files, source=str(path))
+
+    @classmethod
+    def from_overrides(cls, overrides: Mapping[str, Any], *, check_files: bool = True) -> Config:
+        """The defaults with values by dotted path over them. Raises ConfigError as :meth:`from_yaml` does."""
+        return cls.parse(_override({}, overrides), check_files=check_files, source="the flags")
+
+    @classmethod
+    def parse(
+        cls, content: Mapping[str, Any], *, check_files: bool = True, source: str = "the configuration"
+    ) -> Config:
+        """Build a configuration from nested mappings. Raises ConfigError with every fault, by dotted path."""
+        faults: dict[str, str] = {}
+        config: Config | None = None
+        try:
+            config = cls.model_validate(content)
+        except ValidationError as error:
+            for path, message in _messages(error, content):
+                faults.setdefault(path, message)
+        if check_files:
+            for path, message in _missing_files(content):
+                faults.setdefault(path, message)
+        if faults or config is None:
+            lines = [f"  {path}: {message}" for path, message in faults.items()]
+            count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+            raise ConfigError("\n".join([f"{count} in {source}:", *lines]))
+        return config
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults included, as YAML that :meth:`from_yaml` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class Flag(NamedTuple):
+    """One field of the configuration, as the command line shows it."""
+
+    path: str
+    """Dotted path: train.lr."""
+    type: str
+    """What may stand there: int, a|b|c, path, …"""
+    default: Any
+    """As YAML would say it; None when there is none."""
+    help: str
+
+
+def flags() -> Iterator[Flag]:
+    """Every field of the configuration, in order; the fields of the strategies follow `adapt.kind`, kind by kind."""
+    for name, info in Config.model_fields.items():
+        section = info.annotation
+        if name == "adapt":
+            kinds = STRATEGIES.names()
+            yield Flag("adapt.kind", "|".join(kinds), "lora", "How the network is adapted.")
+            for kind, config in STRATEGIES:
+                for flag in _fields("adapt", config):
+                    if flag.path != "adapt.kind":
+                        yield flag._replace(help=f"({kind}) {flag.help}")
+        elif isinstance(section, type) and issubclass(section, Section):
+            yield from _fields(name, section)
+        else:
+            yield Flag(name, _type_text(section), _plain(info.default), _one_line(info.description))
+
+
+def _fields(prefix: str, section: type[Section]) -> Iterator[Flag]:
+    for name, info in section.model_fields.items():
+        default = info.get_default(call_default_factory=True, validated_data={})
+        yield Flag(f"{prefix}.{name}", _type_text(info.annotation), _plain(default), _one_line(info.description))
+
+
+def _one_line(text: str | None) -> str:
+    return re.sub(r"\s+", " ", text or "").strip()
+
+
+def _plain(value: Any) -> Any:
+    if value is PydanticUndefined:
+        return None
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _type_text(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_text(arguments[0])
+    if origin is Literal:
+        return "|".join(str(value) for value in arguments)
+    if origin in (Union, UnionType):
+        return "|".join(dict.fromkeys(_type_text(member) for member in arguments if member is not NoneType))
+    if origin in (tuple, list):
+        return f"[{_type_text(arguments[0])}, …]"
+    if origin is dict or annotation is dict:
+        return "{name: value}"
+    names = {Path: "path", str: "text", int: "int", float: "float", bool: "true|false"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 5e-4 is a number, and a key that stands twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key!r} stands twice", problem_mark=key_node.start_mark)
+            seen.add(str(key))
+        result: dict[Any, Any] = super().construct_mapping(node, deep)
+        return result
+
+
+# PyYAML follows YAML 1.1, in which a float needs a dot: 5e-4 would be text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file at {path}.{_near(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error}.") from error
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{where} is not YAML: {error.problem or error}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold sections (model:, data:, …), not {type(content).__name__}.")
+    return content
+
+
+def _override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+    if isinstance(merged.get("adapt"), str):
+        merged["adapt"] = {"kind": merged["adapt"]}
+    kind = overrides.get("adapt.kind")
+    adapt = merged.get("adapt")
+    if kind is not None and isinstance(adapt, dict) and adapt.get("kind") != kind:
+        merged["adapt"] = {}
+    # Whole sections first, so that `adapt` and `adapt.r` may both be given.
+    for path, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        *sections, name = path.split(".")
+        target = merged
+        for section in sections:
+            inner = target.get(section)
+            if not isinstance(inner, dict):
+                inner = {"kind": inner} if section == "adapt" and isinstance(inner, str) else {}
+                target[section] = inner
+            target = inner
+        target[name] = value
+    if isinstance(adapt := merged.get("adapt"), dict) and adapt and "kind" not in adapt and "adapt" not in content:
+        adapt["kind"] = "lora"  # the default kind, with some of its fields given
+    return merged
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+def _messages(error: ValidationError, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    adapt = content.get("adapt")
+    kind = adapt.get("kind") if isinstance(adapt, Mapping) else adapt
+    known = _known_paths(kind)
+    for fault in error.errors():
+        path = _path(fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            yield path, f"unknown.{did_you_mean(path, known)}"
+        elif fault["type"] == "missing":
+            inner = f"{path}.table" if path == "data" else path
+            yield inner, "is missing"
+        elif fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            yield path, f"must be a section with fields of its own, got {fault['input']!r}"
+        else:
+            text = fault["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
+            expected = (fault.get("ctx") or {}).get("expected")
+            hint = ""
+            if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+                hint = did_you_mean(fault["input"], re.findall(r"'([^']*)'", str(expected)))
+            given = "" if fault["type"] in ("value_error", "strategy") else f", got {fault['input']!r}"
+            yield path, f"{text}{given}{hint and '.' + hint}"
+
+
+def _known_paths(kind: Any) -> list[str]:
+    """Dotted names; of the strategies' fields only those of `kind`, when there is such a kind."""
+    mine = isinstance(kind, str) and kind in STRATEGIES
+    names = [flag.path for flag in flags() if not (mine and flag.path.startswith("adapt."))]
+    if mine:
+        names += [f"adapt.{name}" for name in STRATEGIES.get(str(kind)).model_fields]
+    return list(dict.fromkeys([*names, *Config.model_fields]))
+
+
+def _path(location: Sequence[int | str]) -> str:
+    """Dotted path of a fault: section and field. Pydantic goes on with members of a union and places in a list."""
+    parts = [str(part) for part in location]
+    return ".".join(parts[:2] if parts[0] in SECTIONS else parts[:1])
+
+
+def _missing_files(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    data, model = content.get("data"), content.get("model")
+    if isinstance(data, Mapping):
+        table, images = data.get("table"), data.get("images")
+        if isinstance(table, str) and not table.startswith("hf:") and not Path(table).exists():
+            yield "data.table", f"no file or folder at {table}.{_near(Path(table))}"
+        if isinstance(images, (str, Path)) and not Path(images).is_dir():
+            yield "data.images", f"no folder at {images}.{_near(Path(images))}"
+    weights = model.get("weights") if isinstance(model, Mapping) else None
+    if isinstance(weights, str) and weights not in NOT_FILES and not Path(weights).is_file():
+        yield "model.weights", f"no file at {weights}.{_near(Path(weights))}"
+
+
+def _near(path: Path) -> str:
+    """The nearest name that is there; or how far the path leads."""
+    parent = path.parent
+    try:
+        if parent.is_dir():
+            return did_you_mean(path.name, [entry.name for entry in parent.iterdir()])
+    except OSError:
+        return ""
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    return f" There is no folder {path.parent} either." if parent != path.parent else ""

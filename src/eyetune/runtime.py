@@ -1,0 +1,297 @@
+"""Device, precision, seeds and processes: the only module that knows how many processes there are.
+
+A thin wall around Accelerate. `torchrun` or `accelerate launch` around a command makes several processes; the rest of
+EyeTune is written as if there were one and asks the :class:`Runtime` where it matters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor, nn
+
+from eyetune import __version__
+from eyetune.errors import UserError, did_you_mean
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+T = TypeVar("T")
+
+#: Packages whose versions decide a number; recorded in every run.
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "peft",
+    "accelerate",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "scikit-learn",
+)
+
+
+class Runtime:
+    """Where and how the numbers are computed.
+
+    Args:
+        device: "auto" takes CUDA, then Apple's MPS, then the CPU.
+        precision: "auto" is bf16 on a CUDA device or processor that multiplies bfloat16 in hardware, fp16 on older
+            CUDA devices, else fp32. Parameters and optimizer state are float32 in every case; bf16 and fp16 are the
+            precision of autocast regions.
+        seed: the run's seed; see :meth:`seed_epoch`.
+
+    Raises UserError for a device that is not there and for a precision the device does not have.
+    """
+
+    def __init__(self, device: str = "auto", precision: str = "auto", seed: int = 0) -> None:
+        kind = choose_device(device)
+        self.precision = choose_precision(precision, kind)
+        self.seed = seed
+        self.accelerator = _accelerator(kind, {"fp32": "no"}.get(self.precision, self.precision))
+        self.device: torch.device = self.accelerator.device
+        if kind == "cuda":
+            # TF32 for what stays float32: three decimal digits more than bf16, on tensor cores.
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.allow_tf32 = True
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def processes(self) -> int:
+        """How many processes work together."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scaler of fp16 (None in other precisions)."""
+        scaler: torch.amp.GradScaler | None = self.accelerator.scaler
+        return scaler
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context in which a forward pass runs: `precision` for matrix products, float32 for the rest."""
+        context: AbstractContextManager[None] = self.accelerator.autocast()
+        return context
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """`module` on the device and, with several processes, wrapped so that gradients are averaged over them."""
+        module = module.to(self.device)
+        if self.processes == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        # Pooling may leave a parameter (an unused norm, a class token) without gradient: that is not an error.
+        return nn.parallel.DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+
+    @staticmethod
+    def unwrap(module: nn.Module) -> nn.Module:
+        """The module that :meth:`prepare` was given."""
+        return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+
+    def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one part of an accumulated step: only the `last` part exchanges gradients."""
+        if last or not isinstance(module, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        silent: AbstractContextManager[None] = module.no_sync()
+        return silent
+
+    def backward(self, loss: Tensor) -> None:
+        """`loss.backward()`, scaled in fp16."""
+        self.accelerator.backward(loss)
+
+    def to_device(self, batch: T) -> T:
+        """A tensor, or a dict, list or tuple of them, on the device (without waiting where the memory allows)."""
+        if isinstance(batch, Tensor):
+            return batch.to(self.device, non_blocking=True)  # type: ignore[return-value]
+        if isinstance(batch, dict):
+            return {key: self.to_device(value) for key, value in batch.items()}  # type: ignore[return-value]
+        if isinstance(batch, (list, tuple)):
+            return type(batch)(self.to_device(value) for value in batch)
+        return batch
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, on the device, in every process."""
+        if self.processes == 1:
+            return value
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """What each process holds, in order of their ranks, in every process. `value` is any picklable CPU object."""
+        if self.processes == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.processes
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process runs the block before the others do (writing what they then read)."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
+    def seed_epoch(self, epoch: int = 0) -> None:
+        """Seed python, numpy and torch as a function of (seed, epoch, process) alone.
+
+        An epoch is then the same whether the run came to it in one go or was resumed: no generator state is stored.
+        """
+        seed_everything(self.seed, epoch, self.rank)
+
+    def describe(self) -> dict[str, Any]:
+        """Content of `environment.json`: versions, device, precision, command, commit. No user or host names."""
+        return {
+            "command": _command(sys.argv),
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "device": device_name(self.device),
+            "precision": self.precision,
+            "processes": self.processes,
+            "threads": torch.get_num_threads(),
+            "seed": self.seed,
+            "versions": {"eyetune": __version__} | {name: found for name in PACKAGES if (found := _version(name))},
+            "cuda": torch.version.cuda if self.device.type == "cuda" else None,
+        }
+
+
+def choose_device(name: str) -> str:
+    """The device type behind `name`: "cpu", "cuda" or "mps". Raises UserError when it is not there."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(kind for kind, present in here.items() if present)
+    if name not in here:
+        known = get_args(DeviceName)
+        raise UserError(f"unknown device {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    if not here[name]:
+        why = {
+            "cuda": "PyTorch sees no CUDA device (is the driver installed, and is this a CUDA build of PyTorch?)",
+            "mps": "PyTorch sees no Apple GPU here",
+        }[name]
+        raise UserError(f"--device {name}: {why}. Use --device cpu, or auto to take what there is.")
+    return name
+
+
+def choose_precision(name: str, device: str) -> str:
+    """The precision behind `name` on a device type: "fp32", "bf16" or "fp16". Raises UserError when impossible."""
+    known = get_args(PrecisionName)
+    if name not in known:
+        raise UserError(f"unknown precision {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    if name == "auto":
+        if device == "cuda":
+            return "bf16" if _cuda_multiplies_bf16() else "fp16"
+        return "bf16" if device == "cpu" and cpu_multiplies_bf16() else "fp32"
+    if name == "fp16" and device == "cpu":
+        raise UserError("--precision fp16 needs a GPU. On the CPU use bf16 or fp32 (auto chooses).")
+    if name == "bf16" and device == "cuda" and not _cuda_multiplies_bf16():
+        raise UserError("--precision bf16: this GPU has no bfloat16 arithmetic. Use fp16 or fp32 (auto chooses).")
+    return name
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); emulated it is slower than fp32."""
+    for test in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        supported = getattr(torch.cpu, test, None)
+        if supported is not None and supported():
+            return True
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16"})
+
+
+def seed_everything(seed: int, epoch: int = 0, rank: int = 0) -> None:
+    """Seed python's, numpy's and torch's global generators from (seed, epoch, rank): non-negative integers."""
+    words = np.random.SeedSequence([seed, epoch, rank]).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002 - third-party transforms draw from the global generator
+    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called: the GPU's name, or the processor's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="ignore").splitlines():
+            if line.startswith("model name"):
+                return f"{device.type} ({line.partition(':')[2].strip()})"
+    return f"{device.type} ({platform.machine()})"
+
+
+def _cuda_multiplies_bf16() -> bool:
+    # `is_bf16_supported` also answers yes where bfloat16 is emulated: only Ampere (8.0) and later have it.
+    return torch.cuda.get_device_capability()[0] >= 8
+
+
+def _accelerator(kind: str, mixed_precision: str) -> Accelerator:
+    # Accelerate keeps the first device and precision of a process for ever; a second Runtime may differ.
+    if AcceleratorState._shared_state:
+        alone = PartialState().num_processes == 1
+        AcceleratorState._reset_state(reset_partial_state=alone)
+    return Accelerator(cpu=kind == "cpu", mixed_precision=mixed_precision)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    name = Path(arguments[0]).name if arguments else ""
+    command = shlex.join(["eyetune" if name == "__main__.py" else name, *arguments[1:]])
+    # Home folders carry user names, and run folders are shared.
+    return command.replace(str(Path.home()), "~")
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    if "site-packages" in here.parts:
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(here), *words],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}-modified" if git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,99 @@
+"""Where the numbers of an epoch go besides the run folder: TensorBoard, and Weights & Biases as an extra."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from eyetune.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from eyetune.config import TrainConfig
+    from eyetune.train.rundir import RunDir
+
+
+class Log(Protocol):
+    """Takes the numbers of an epoch."""
+
+    def epoch(self, epoch: int, row: Mapping[str, Any], rates: Mapping[str, float]) -> None:
+        """A row of the history, and the real learning rate of every group."""
+
+    def close(self) -> None:
+        """Write what is still held back."""
+
+
+class TensorBoard:
+    """Event files in the run folder's `tensorboard`."""
+
+    def __init__(self, run: RunDir, first_epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What an interrupted run logged of epochs that are run again is hidden.
+        self.writer = SummaryWriter(str(run.tensorboard), purge_step=first_epoch or None)
+
+    def epoch(self, epoch: int, row: Mapping[str, Any], rates: Mapping[str, float]) -> None:
+        """Scalars `loss/…`, `val/…`, `time/…` and `lr/<group>` at step `epoch`."""
+        for name, value in scalars(row, rates).items():
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project `eyetune` on wandb (WANDB_MODE=offline keeps it on this machine).
+
+    Raises MissingExtra when the package is not installed.
+    """
+
+    def __init__(self, run: RunDir, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingExtra("logging to Weights & Biases", "wandb") from error
+        # The same folder resumed is the same run there.
+        identity = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
+        self.run = wandb.init(
+            project="eyetune", name=run.path.name, id=identity, dir=str(run.path), resume="allow", config=dict(settings)
+        )
+
+    def epoch(self, epoch: int, row: Mapping[str, Any], rates: Mapping[str, float]) -> None:
+        """The same names as in TensorBoard."""
+        self.run.log(scalars(row, rates), step=epoch)
+
+    def close(self) -> None:
+        """Finish the run there."""
+        self.run.finish()
+
+
+def open_logs(run: RunDir, train: TrainConfig, first_epoch: int, settings: Mapping[str, Any]) -> list[Log]:
+    """The logs that `train` asks for; none in processes that do not write."""
+    if not run.main:
+        return []
+    logs: list[Log] = []
+    if train.wandb:
+        logs.append(WeightsAndBiases(run, settings))
+    if train.tensorboard:
+        logs.append(TensorBoard(run, first_epoch))
+    return logs
+
+
+def scalars(row: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, float]:
+    """A row of the history under the names of a dashboard; values that are not defined are left out."""
+    places = {
+        "train_loss": "loss/train",
+        "val_loss": "loss/val",
+        "seconds": "time/seconds",
+        "images_per_second": "time/images_per_second",
+        "phase": "time/phase",
+    }
+    left_out = ("epoch", "lr_min", "lr_max")
+    named = {
+        places.get(name, f"val/{name.removeprefix('val_')}"): float(value)
+        for name, value in row.items()
+        if name not in left_out and value is not None
+    }
+    return named | {f"lr/{name}": rate for name, rate in rates.items()}
