@@ -279,6 +279,8 @@ def _branches(
     points += start[:, None, :] - points[:, :1]
     widths = calibre[:, None] * np.linspace(1.0, 0.3, _STEPS)[None]
     keep = _allowed(points, start, disc, fovea)
+    # A branch that is stopped short fades like one that ends by itself.
+    widths = widths * np.clip((keep[:, None] - np.arange(_STEPS)) / 10, 0.2, 1.0)
     return [
         Vessel(points[i, : keep[i]].astype(np.float32), widths[i, : keep[i]].astype(np.float32), bool(artery[i]), order)
         for i in range(n)

@@ -64,8 +64,8 @@ CAMERAS: dict[str, Camera] = {
             1.06, 1.0, 0.0011, 0.26, 0.05, 2.0, 2600, 92, 0.5,
         ),
         Camera(
-            "handheld", 0.985, 0.485, 0.80, False, (1.10, 0.92, 0.60), (10, 5, 0),
-            0.94, 1.08, 0.0034, 0.42, 0.30, 6.5, 900, 58, 1.0,
+            "handheld", 0.985, 0.485, 0.80, False, (1.06, 0.93, 0.60), (10, 5, 0),
+            0.94, 1.06, 0.0034, 0.38, 0.24, 6.0, 900, 58, 1.0,
         ),
         Camera(
             "legacy", 0.87, 0.455, 1.0, False, (0.80, 1.08, 0.98), (30, 30, 26),
@@ -110,9 +110,9 @@ def aim(camera: Camera, rng: np.random.Generator, pixels: int, height: int, widt
     return Shot(np.hstack([linear, offset[:, None]]), height, width, diameter)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _stop(camera: Camera, height: int, width: int, mirrored: bool) -> tuple[Floats, Floats, Floats, Floats]:
-    """Field stop 0..1, vignette factor and the unit coordinates x, y across the field, all float32[height, width]."""
+    """Field stop 0..1 and vignette factor, float32[height, width]; x [1, width] and y [height, 1], -1..1 across it."""
     diameter = field_diameter(camera, height, width)
     scale = 2 / diameter
     x = (np.arange(width, dtype=np.float32) - (width - 1) / 2)[None] * scale
@@ -128,12 +128,7 @@ def _stop(camera: Camera, height: int, width: int, mirrored: bool) -> tuple[Floa
         tab = np.hypot(x - side * 1.0 * np.cos(angle), y - 1.0 * np.sin(angle))
         stop = np.maximum(stop, np.clip((0.028 - tab) / soft, 0, 1))
     vignette = 1 - camera.vignette * np.clip(radius, 0, 1.1) ** 3
-    return (
-        stop.astype(np.float32),
-        vignette.astype(np.float32),
-        np.broadcast_to(x, stop.shape).astype(np.float32),
-        np.broadcast_to(y, stop.shape).astype(np.float32),
-    )
+    return stop.astype(np.float32), vignette.astype(np.float32), x.astype(np.float32), y.astype(np.float32)
 
 
 def photograph(drawn: DrawnEye | Image, camera: Camera, rng: np.random.Generator, height: int, width: int) -> Image:
@@ -174,10 +169,10 @@ def photograph_with_masks(
 
 
 def _expose(image: Image, shot: Shot, camera: Camera, rng: np.random.Generator) -> Image:
-    """Optics, light, colour and noise."""
+    """Optics, colour, light and noise."""
     size = (shot.width, shot.height)
     flags = cv2.INTER_CUBIC if shot.matrix[0, 0] > 1.3 else cv2.INTER_LINEAR
-    photo = cv2.warpAffine(image, shot.matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
+    photo = cv2.warpAffine(image, shot.matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
     sigma = camera.blur * shot.diameter * float(rng.uniform(0.75, 1.35))
     if sigma > 0.25:
         photo = cv2.GaussianBlur(photo, (0, 0), sigma)
@@ -186,33 +181,36 @@ def _expose(image: Image, shot: Shot, camera: Camera, rng: np.random.Generator) 
     slope = camera.uneven * float(rng.uniform(0.3, 1.0))
     bright = float(rng.uniform(0.94, 1.06))
     light = vignette * (bright + slope * (np.float32(np.cos(turn)) * x + np.float32(np.sin(turn)) * y))
-    cast = np.array(camera.gain) * (1 + rng.uniform(-0.02, 0.02, 3))
-    if camera.gamma != 1:
-        table = 255 * (np.arange(256) / 255) ** camera.gamma
-        photo = cv2.LUT(np.clip(photo, 0, 255).astype(np.uint8), table.astype(np.float32))
-    middle = np.array([150, 78, 45], np.float32)
-    photo *= camera.contrast
-    photo += middle * (1 - camera.contrast)
-    photo *= light[..., None] * cast.astype(np.float32)
-    photo += np.array(camera.haze, np.float32)
-    photo += _sensor_noise(camera, shot, rng)
-    photo *= stop[..., None]
-    return np.asarray(np.clip(photo, 0, 255), np.uint8)
+    curves = _colour_curves(camera, np.array(camera.gain) * (1 + rng.uniform(-0.02, 0.02, 3)))
+    exposed = cv2.multiply(cv2.LUT(photo, curves), cv2.merge([light, light, light]))
+    exposed = cv2.add(exposed, _sensor_noise(camera, shot, rng))
+    stops = cv2.merge([stop, stop, stop])
+    return np.asarray(np.clip(cv2.multiply(exposed, stops), 0, 255), np.uint8)
+
+
+def _colour_curves(camera: Camera, cast: NDArray[np.float64]) -> Floats:
+    """Gamma, contrast and colour cast as one table for each channel, float32[1, 256, 3]."""
+    level = 255 * (np.arange(256) / 255) ** camera.gamma
+    middle = np.array([150, 78, 45])
+    return ((level[:, None] * camera.contrast + middle * (1 - camera.contrast)) * cast).astype(np.float32)[None]
+
+
+@lru_cache(maxsize=1)
+def _noise_tile() -> Floats:
+    """Sensor noise, float32[1024, 1024, 3], unit variance: mostly luminance, some colour."""
+    planes = [np.roll(grain(1024), shift, (0, 1)) for shift in (0, 307, 701)]
+    return np.stack([planes[0] + 0.45 * planes[1], planes[0], planes[0] + 0.6 * planes[2]], -1)
 
 
 def _sensor_noise(camera: Camera, shot: Shot, rng: np.random.Generator) -> Floats:
-    """Noise float32[height, width, 3]: mostly luminance, some colour, as coarse as the sensor."""
-    tile = grain(1024)
+    """Noise and stray light, float32[height, width, 3]; the grain is as coarse as the sensor."""
+    tile = _noise_tile()
     coarse = max(1.0, shot.diameter / camera.resolution)
     h, w = int(np.ceil(shot.height / coarse)), int(np.ceil(shot.width / coarse))
-    planes = []
-    for _ in range(3):
-        row, column = (int(v) for v in rng.integers(0, 1024, 2))
-        plane = np.take(
-            np.take(tile, np.arange(row, row + h), 0, mode="wrap"), np.arange(column, column + w), 1, mode="wrap"
-        )
-        planes.append(plane)
-    noise = np.stack([planes[0] + 0.45 * planes[1], planes[0], planes[0] + 0.6 * planes[2]], -1)
+    row, column = (int(rng.integers(0, max(1, 1024 - need))) for need in (h, w))
+    if max(h, w) > 1024:
+        tile = np.tile(tile, (-(-h // 1024), -(-w // 1024), 1))
+    noise = tile[row : row + h, column : column + w] * np.float32(camera.noise) + np.array(camera.haze, np.float32)
     if coarse > 1:
         noise = cv2.resize(noise, (shot.width, shot.height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(noise * np.float32(camera.noise), np.float32)
+    return np.asarray(noise, np.float32)

@@ -2,7 +2,8 @@
 
 The order is that of the tissue: pigment and choroid, laser scars, disc and cup, deep exudates, vessels, blood, cotton
 wool, new vessels, preretinal blood. What absorbs (blood, pigment) multiplies each channel by a transmission; what
-scatters (exudate, disc, scar) is blended towards its own colour.
+scatters (exudate, disc, scar) is blended towards its own colour. The picture is kept as three planes, float32[3, n, n]
+of 0..255, until it is finished: whole-plane arithmetic is several times faster than on interleaved colours.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def draw_eye(plan: EyePlan, pixels: int, *, masks: bool = False) -> DrawnEye:
     _blend_lesions(image, layers, "preretinal_haemorrhage")  # it lies before the vessels and hides them
 
     flip = plan.eye == "L"
-    picture = np.clip(image, 0, 255, out=image).astype(np.uint8)
+    picture = np.asarray(cv2.merge([cv2.convertScaleAbs(np.maximum(plane, 0)) for plane in image]), np.uint8)
     if not masks:
         return DrawnEye(_mirrored(picture, flip))
     if "venous_beading" in {lesion.kind for lesion in plan.lesions}:
@@ -133,11 +134,11 @@ def grain(side: int) -> Floats:
 
 
 def _background(plan: EyePlan, pixels: int) -> Floats:
-    """Retina without disc, vessels or lesions: float32[pixels, pixels, 3], 0..255."""
+    """Retina without disc, vessels or lesions: float32[3, pixels, pixels], 0..255."""
     rng = np.random.default_rng([plan.own_seed, 2])
     traits = plan.traits
     x, y = _coarse_axes()
-    dark, light = np.array([138, 66, 36], np.float32), np.array([226, 112, 62], np.float32)
+    dark, light = np.array([138, 66, 36], np.float32), np.array([216, 107, 60], np.float32)
     base = light + (dark - light) * np.float32(traits.pigment)
     base = base * np.array([1.0, 1.0 - 0.12 * traits.redness, 1.0 - 0.05 * traits.redness], np.float32)
 
@@ -150,13 +151,15 @@ def _background(plan: EyePlan, pixels: int) -> Floats:
     density += _choroid(rng, traits.tessellation, from_fovea, from_disc)
     # Pigment takes green and blue more than red; far less so in the fovea, which is brown, not red.
     tint = np.array([0.72, 1.0, 1.12], np.float32)
-    colour = base * np.exp(-density[..., None] * tint)
-    colour += _nerve_fibres(rng, plan, from_disc)[..., None] * np.array([26, 40, 34], np.float32)
-    out = cv2.resize(colour.astype(np.float32), (pixels, pixels), interpolation=cv2.INTER_CUBIC)
-    out *= _fine_grain(rng, pixels)[..., None]
+    sheen = _nerve_fibres(rng, plan, from_disc)
+    out = np.empty((3, pixels, pixels), np.float32)
+    for channel, silver in enumerate((26, 40, 34)):
+        colour = base[channel] * np.exp(-tint[channel] * density) + silver * sheen
+        cv2.resize(colour.astype(np.float32), (pixels, pixels), dst=out[channel], interpolation=cv2.INTER_CUBIC)
+    out *= _fine_grain(rng, pixels)
     if rng.random() < 0.75 - traits.age / 160:
         _foveal_reflex(out, plan, pixels, float(rng.uniform(18, 55)))
-    return np.asarray(out, np.float32)
+    return out
 
 
 def _choroid(rng: np.random.Generator, strength: float, from_fovea: Floats, from_disc: Floats) -> Floats:
@@ -195,7 +198,12 @@ def _foveal_reflex(image: Floats, plan: EyePlan, pixels: int, strength: float) -
     box = _box(layer, margin=int(0.02 * pixels) + 2)
     if box is not None:
         soft = cv2.GaussianBlur(layer[box], (0, 0), max(0.6, 0.0025 * pixels)).astype(np.float32) / 255
-        image[box] += soft[..., None] * np.array([strength, 0.9 * strength, 0.7 * strength], np.float32)
+        image[:, box[0], box[1]] += soft * _planes(strength, 0.9 * strength, 0.7 * strength)
+
+
+def _planes(red: float, green: float, blue: float) -> Floats:
+    """A colour that broadcasts over planes."""
+    return np.array([red, green, blue], np.float32)[:, None, None]
 
 
 # --- disc --------------------------------------------------------------------------------------------------------
@@ -232,20 +240,18 @@ def _blend_disc(image: Floats, plan: EyePlan, pixels: int) -> tuple[Floats, Floa
     cup = _smooth_below(cup_radius, 1.0, max(0.13 if plan.glaucoma else 0.2, pixel))
 
     rng = np.random.default_rng([plan.own_seed, 3])
-    patch = image[box]
-    glow = np.exp(-np.clip(radius - 1, 0, None) / 0.22)[..., None] * np.array([20, 17, 10], np.float32)
-    patch += glow
+    patch = image[:, box[0], box[1]]
+    patch += np.exp(-np.clip(radius - 1, 0, None) / 0.22) * _planes(20, 17, 10)
     if disc.crescent > 0:
         crescent = _smooth_below(np.hypot(u + 0.16, v), 1.06, 0.06)
-        patch += (0.55 * disc.crescent * crescent)[..., None] * (np.array([238, 196, 140], np.float32) - patch)
+        patch += 0.55 * disc.crescent * crescent * (_planes(238, 196, 140) - patch)
     brightness = 0.93 + 0.07 * (1 - traits.pigment) + float(rng.uniform(-0.04, 0.04))
-    rim = np.array([250, 171, 112], np.float32) * brightness
-    pallor = np.clip(-u, -1, 1)[..., None] * np.array([6, 22, 24], np.float32)  # the temporal rim is paler
-    shade = 1 - 0.07 * np.clip(radius, 0, 1)[..., None] ** 3
-    patch += inside[..., None] * ((rim + pallor) * shade - patch)
-    pale = np.array([255, 226, 172], np.float32) * min(1.0, brightness + 0.04)
-    bowl = pale * (1 - 0.05 * np.clip(cup_radius, 0, 1)[..., None] ** 2)
-    patch += (0.93 * cup * inside)[..., None] * (bowl - patch)
+    rim = _planes(253, 180, 118) * brightness
+    pallor = np.clip(-u, -1, 1) * _planes(6, 22, 24)  # the temporal rim is paler
+    shade = 1 - 0.07 * np.clip(radius, 0, 1) ** 3
+    patch += inside * ((rim + pallor) * shade - patch)
+    bowl = _planes(255, 226, 172) * min(1.0, brightness + 0.04) * (1 - 0.05 * np.clip(cup_radius, 0, 1) ** 2)
+    patch += 0.93 * cup * inside * (bowl - patch)
     full_disc, full_cup = np.zeros((2, pixels, pixels), np.float32)
     full_disc[box], full_cup[box] = inside, cup * inside
     return full_disc, full_cup
@@ -319,7 +325,8 @@ def _reflexes(image: Floats, tree: list[Vessel], pixels: int) -> None:
             outline = _ribbon(vessel, vessel.widths * (0.34 if vessel.artery else 0.2), pixels)
             cv2.fillPoly(layer, [outline], 215 if vessel.artery else 80, cv2.LINE_AA, _SHIFT)
     soft = cv2.GaussianBlur(layer, (0, 0), max(0.5, 0.0009 * pixels)).astype(np.float32)
-    image += soft[..., None] * np.array([0.13, 0.115, 0.08], np.float32)
+    for channel, gain in enumerate((0.13, 0.115, 0.08)):
+        image[channel] += soft * np.float32(gain)
 
 
 def _beaded_layer(plan: EyePlan, tree: list[Vessel], pixels: int) -> Image:
@@ -359,14 +366,14 @@ def _absorb(image: Floats, layer: Image | None, kind: str) -> None:
     loss = (1 - np.array(_BLOOD[kind], np.float32)) / 255
     cover = layer[box].astype(np.float32)
     for channel in range(3):
-        image[(*box, channel)] *= 1 - cover * loss[channel]
+        image[channel][box] *= 1 - cover * loss[channel]
 
 
 _COLOURS = {
     "hard_exudate": ((246, 226, 128), 0.92),
     "cotton_wool_spot": ((246, 232, 196), 0.85),
     "laser_scar": ((214, 176, 112), 0.62),
-    "preretinal_haemorrhage": ((116, 20, 16), 0.92),
+    "preretinal_haemorrhage": ((104, 16, 14), 0.94),
 }
 
 
@@ -377,13 +384,13 @@ def _blend_lesions(image: Floats, layers: dict[str, Image], kind: str) -> None:
     if layer is None or box is None:
         return
     colour, opacity = _COLOURS[kind]
-    patch = image[box]
+    patch = image[:, box[0], box[1]]
     level = float(np.clip(patch.mean() / 105, 0.75, 1.1))  # nothing glows: a dark fundus has duller exudates
     cover = layer[box].astype(np.float32) * np.float32(opacity / 255)
-    patch += cover[..., None] * (np.array(colour, np.float32) * level - patch)
+    patch += cover * (_planes(*colour) * level - patch)
     if kind == "laser_scar":  # old burns gather pigment in the middle
         core = np.clip(layer[box].astype(np.float32) - 225, 0, 30) / 30
-        patch *= 1 - (0.45 * core)[..., None] * np.array([1.0, 0.95, 0.8], np.float32)
+        patch *= 1 - 0.45 * core * _planes(1.0, 0.95, 0.8)
 
 
 def _outline(lesion: Lesion, length: float, width: float, roughness: float) -> NDArray[np.float64]:
