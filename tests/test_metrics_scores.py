@@ -255,7 +255,7 @@ def test_referable_threshold_includes_one_half() -> None:
 
 
 def test_fast_enough_for_a_bootstrap() -> None:
-    """Every metric on 1,000 images; a bootstrap takes thousands of these. Processor time, and generous: a busy machine is no defect."""
+    """Every metric on 1,000 images, many times. Processor time, and generous: a busy machine is no defect."""
     sample = outcomes(1000, 5, 0)
     started = time.process_time()
     for _ in range(20):
