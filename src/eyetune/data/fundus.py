@@ -28,8 +28,11 @@ Photo = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 """What is opened at all, whatever the file is called."""
 
-MAX_PIXELS = 250_000_000
-"""Larger images are refused before they are decoded; the largest fundus cameras stay below a fifth of it."""
+MAX_PIXELS = 178_956_970
+"""Larger images are refused before they are decoded: Pillow's own bound. The largest fundus cameras stay far below."""
+
+# Pillow warns from half of that bound on, once an image: nothing a user can act on.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _LOOK = 256
 """Longer side, in pixels, of the copy on which the field of view is looked for."""
@@ -106,7 +109,7 @@ def read_image(path: Path, *, short_side: int | None = None) -> Photo:
     except UnidentifiedImageError:
         raise DataError(f"{path}: {_not_an_image(path)}.") from None
     except Image.DecompressionBombError:
-        raise DataError(f"{path}: more than {MAX_PIXELS // 1_000_000} million pixels.") from None
+        raise DataError(f"{path}: more than {MAX_PIXELS // 1_000_000} million pixels; save it smaller.") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
     except DataError:
@@ -133,22 +136,17 @@ def _not_an_image(path: Path) -> str:
 
 
 def _decode(path: Path, short_side: int | None) -> Photo:
-    with warnings.catch_warnings():
-        # Pillow warns from a third of our own bound on; the bound below is the one that counts.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {width} x {height} pixels; at most {MAX_PIXELS // 1_000_000} million are read."
-                )
-            # (Some cameras' JPEGs are multi-picture files, which Pillow calls MPO.)
-            if short_side is not None and image.format in ("JPEG", "MPO") and min(width, height) > 2 * short_side:
-                scale = short_side / min(width, height)
-                image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
+    with Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:  # a program that uses EyeTune may have lifted Pillow's bound
+            raise Image.DecompressionBombError
+        # (Some cameras' JPEGs are multi-picture files, which Pillow calls MPO.)
+        if short_side is not None and image.format in ("JPEG", "MPO") and min(width, height) >= 2 * short_side:
+            scale = short_side / min(width, height)
+            image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Photo:
@@ -176,7 +174,7 @@ def _to_8_bits(gray: npt.NDArray[Any]) -> Photo:
 def find_field(image: Photo) -> Field:
     """The box around the field of view; the whole image when there is no surround to cut away.
 
-    The surround is what the corners show: black, or, when all four are flat and alike, any colour. The field is the
+    The surround is what the corners show: black, or, when all four are flat and alike, any gray. The field is the
     largest connected area that differs from it, so a date printed in a corner does not count. Works from brightness
     differences relative to the image, so dark photographs are cropped too.
     """
@@ -190,11 +188,11 @@ def find_field(image: Photo) -> Field:
     surround = _surround(small)
     if surround is None:
         return whole
-    difference = np.abs(small.astype(np.int16) - surround).max(axis=2).astype(np.uint8)
-    bright = float(np.percentile(difference, 95))
+    difference = _largest_channel(cv2.absdiff(small, np.full_like(small, surround)))
+    bright = float(np.percentile(difference[::2, ::2], 95))
     if bright < 8:
         return whole
-    mask = (difference > np.clip(0.12 * bright, 4, 18)).astype(np.uint8)
+    _, mask = cv2.threshold(difference, float(np.clip(0.12 * bright, 4, 18)), 1, cv2.THRESH_BINARY)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
     count, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     if count < 2:
@@ -212,24 +210,32 @@ def find_field(image: Photo) -> Field:
     )
 
 
-def _surround(small: Photo) -> npt.NDArray[np.int16] | None:
-    """The colour around the field, int16[3], or None when the corners are part of the photograph."""
+def _largest_channel(image: Photo) -> Photo:
+    """uint8[H, W, 3] to uint8[H, W]; ten times as fast as numpy's max over a short last axis."""
+    red, green, blue = cv2.split(image)
+    result: Photo = cv2.max(cv2.max(red, green), blue)
+    return result
+
+
+def _surround(small: Photo) -> npt.NDArray[np.uint8] | None:
+    """The colour around the field, uint8[3], or None when the corners are part of the photograph."""
     side = max(3, round(0.05 * min(small.shape[:2])))
     corners = [small[:side, :side], small[:side, -side:], small[-side:, :side], small[-side:, -side:]]
     middles = np.array([np.median(corner.reshape(-1, 3), axis=0) for corner in corners])
     flat = np.array([np.percentile(np.abs(c - m), 75) <= 6 for c, m in zip(corners, middles, strict=True)])
     black = middles.max(axis=1) <= 24
     if (flat & black).any():
-        return np.median(middles[flat & black], axis=0).astype(np.int16)
-    if flat.all() and np.ptp(middles, axis=0).max() <= 12:
-        return np.median(middles, axis=0).astype(np.int16)
+        return np.median(middles[flat & black], axis=0).astype(np.uint8)
+    # Paper and screens are colourless; a flat coloured corner is retina, as in crops around the optic disc.
+    if flat.all() and np.ptp(middles, axis=0).max() <= 12 and np.ptp(middles, axis=1).max() <= 24:
+        return np.median(middles, axis=0).astype(np.uint8)
     return None
 
 
-def prepare(image: Photo, settings: FundusSettings) -> Photo:
-    """Crop, fit and contrast: uint8[H, W, 3] RGB to uint8[pixels, pixels, 3] RGB."""
+def prepare(image: Photo, settings: FundusSettings, field: Field | None = None) -> Photo:
+    """Crop, fit and contrast: uint8[H, W, 3] RGB to uint8[pixels, pixels, 3] RGB. `field` when it is known already."""
     if settings.crop:
-        field = find_field(image)
+        field = field or find_field(image)
         image = image[field.top : field.bottom, field.left : field.right]
     square = _squash(image, settings.pixels) if settings.fit == "squash" else _pad(image, settings.pixels)
     if settings.contrast == "clahe":
@@ -246,12 +252,11 @@ def load_square(path: Path, settings: FundusSettings) -> Photo:
     """
     wanted = int(np.ceil(_MARGIN * settings.pixels))
     image = read_image(path, short_side=wanted)
-    if settings.crop and min(image.shape[:2]) < 2 * wanted:
-        field = find_field(image)
-        if max(field.width, field.height) < settings.pixels:
-            # A small field in a wide frame: what was decoded small would have to be enlarged.
-            image = read_image(path)
-    return prepare(image, settings)
+    field = find_field(image) if settings.crop else None
+    if field is not None and max(field.width, field.height) < settings.pixels:
+        # A small field in a wide frame: what was decoded small would have to be enlarged.
+        image, field = read_image(path), None
+    return prepare(image, settings, field)
 
 
 def _resize(image: Photo, width: int, height: int) -> Photo:
@@ -279,7 +284,7 @@ def _clahe(square: Photo) -> Photo:
     lab = cv2.cvtColor(square, cv2.COLOR_RGB2LAB)
     lab[..., 0] = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(lab[..., 0])
     result: Photo = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
-    result[square.max(axis=2) <= 8] = 0
+    result[_largest_channel(square) <= 8] = 0
     return result
 
 
@@ -290,5 +295,5 @@ def _ben_graham(square: Photo) -> Photo:
     """
     average = cv2.GaussianBlur(square, (0, 0), square.shape[0] / 60)
     result: Photo = cv2.addWeighted(square, 4, average, -4, 128)
-    result[square.max(axis=2) <= 8] = 128
+    result[_largest_channel(square) <= 8] = 128
     return result

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from eyetune.data.fundus import FundusSettings, load_square, read_image
 from eyetune.data.records import Manifest, Record
 from eyetune.data.transforms import eval_transform, train_transform
 from eyetune.errors import DataError, UserError, listing
+from eyetune.progress import track
 
 if TYPE_CHECKING:
     from eyetune.backbones.backbone import Preprocess
@@ -39,18 +42,20 @@ _SHARE_OF_MEMORY = 0.25
 class SquareStore:
     """The prepared squares of a dataset, uint8[N, 3, P, P], filled as they are first used, shared with the workers."""
 
-    def __init__(self, count: int, pixels: int) -> None:
-        self.squares = torch.empty((count, 3, pixels, pixels), dtype=torch.uint8).share_memory_()
-        self.filled = torch.zeros(count, dtype=torch.uint8).share_memory_()
+    def __init__(self, count: int, pixels: int, *, shared: bool) -> None:
+        self.squares = torch.empty((count, 3, pixels, pixels), dtype=torch.uint8)
+        self.filled = torch.zeros(count, dtype=torch.uint8)
+        if shared:
+            self.squares.share_memory_()
+            self.filled.share_memory_()
 
     @staticmethod
-    def fits(count: int, pixels: int) -> bool:
-        """Whether the squares take no more than a quarter of the free memory, and half of the free shared memory."""
+    def fits(count: int, pixels: int, *, shared: bool) -> bool:
+        """Whether the squares take at most a quarter of the free memory and, if shared, half of the shared memory."""
         wanted = count * 3 * pixels * pixels
-        if sys.platform == "linux":
-            # Containers often have a small /dev/shm; going over it kills the process without a message.
-            wanted = max(wanted, int(wanted * 2 * _SHARE_OF_MEMORY * _free_memory() / max(1, _free_shared())))
-        return wanted <= _SHARE_OF_MEMORY * _free_memory()
+        # Containers often have a small /dev/shm; going over it kills the process without a message.
+        room = _free_shared() // 2 if shared else wanted
+        return wanted <= min(room, _SHARE_OF_MEMORY * _free_memory())
 
     def get(self, index: int) -> torch.Tensor | None:
         """The square uint8[3, P, P], or None when it was not prepared yet."""
@@ -80,17 +85,23 @@ class FundusDataset(Dataset[dict[str, Any]]):
         settings: how a photograph becomes a square.
         transform: uint8[3, P, P] to float32[3, P, P]; its draws depend on (seed, epoch, index) only.
         seed: of the augmentation.
-        keep: keep the squares in memory after the first use.
+        store: where to keep the squares after the first use; None decodes them every time.
     """
 
     def __init__(
-        self, manifest: Manifest, settings: FundusSettings, transform: Any, *, seed: int = 0, keep: bool = False
+        self,
+        manifest: Manifest,
+        settings: FundusSettings,
+        transform: Any,
+        *,
+        seed: int = 0,
+        store: SquareStore | None = None,
     ) -> None:
         self.records: Sequence[Record] = manifest.records
         self.settings = settings
         self.transform = transform
         self.seed = seed
-        self.store = SquareStore(len(manifest), settings.pixels) if keep else None
+        self.store = store
 
     def __len__(self) -> int:
         return len(self.records)
@@ -117,11 +128,21 @@ class FundusDataset(Dataset[dict[str, Any]]):
         except DataError as error:
             # An exception would reach the other process wrapped in a traceback; the text alone is what helps.
             return {"error": str(error)}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, epoch, index))
-            image = self.transform(square)
+        image = _seeded(_mix(self.seed, epoch, index), self.transform, square)
         label = self.records[index].label
         return {"image": image, "target": -1 if label is None else label, "index": index}
+
+
+def _seeded(seed: int, transform: Any, square: torch.Tensor) -> torch.Tensor:
+    """The transform under a seed of its own. Only torch's CPU generator is touched, and put back: without workers this
+    is the training process, whose dropout and GPU generators must not notice."""
+    state = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        image: torch.Tensor = transform(square)
+    finally:
+        torch.set_rng_state(state)
+    return image
 
 
 def _mix(*numbers: int) -> int:
@@ -168,7 +189,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         count = len(self.labels)
         if not self.shuffle:
             return np.arange(count)
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng = np.random.default_rng(_mix(self.seed, self.epoch))
         if not self.balanced:
             return rng.permutation(count)
         labels = np.array([-1 if label is None else label for label in self.labels])
@@ -183,13 +204,13 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return rng.permutation(np.concatenate(drawn))[:count]
 
     def __len__(self) -> int:
-        common = self.batch_size * self.world
-        full, rest = divmod(len(self.labels), common)
-        return full + (rest > 0 and self._keeps(rest))
+        full, rest = divmod(len(self.labels), self.batch_size * self.world)
+        return full + self._has_part(rest)
 
-    def _keeps(self, rest: int) -> bool:
-        # In training every process must have something in the last batch, or the others wait for it forever.
-        return not self.shuffle or rest >= self.world
+    def _has_part(self, rest: int) -> bool:
+        """Whether this process takes part in a last common batch of `rest` records."""
+        # In training every process must have something in it, or the others wait for gradients forever.
+        return rest >= self.world if self.shuffle else rest > self.rank
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
@@ -197,10 +218,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         order = self.order()
         for start in range(0, len(order), common):
             batch = order[start : start + common]
-            if len(batch) < common and not self._keeps(len(batch)):
-                return
-            mine = np.array_split(batch, self.world)[self.rank]
-            yield [(epoch, int(index)) for index in mine]
+            if self._has_part(len(batch)):
+                yield [(epoch, int(index)) for index in np.array_split(batch, self.world)[self.rank]]
 
 
 class Loader(DataLoader[Batch]):
@@ -214,7 +233,12 @@ class Loader(DataLoader[Batch]):
         self.batches.set_epoch(epoch)
 
     def __iter__(self) -> Any:
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            with _one_thread() if self.num_workers == 0 else contextlib.nullcontext():
+                batch = next(batches, None)
+            if batch is None:
+                return
             if "error" in batch:
                 raise DataError(f"{batch['error']}\nTo go on without such images: --data.skip-unreadable")
             yield batch
@@ -231,10 +255,22 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _start_worker(_: int) -> None:
-    # One process a core already: threads inside each would only fight.
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small operations by one thread: on a busy machine, waiting for a second one makes them a hundred times slower."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _start_worker(_: int) -> None:
+    # One process a core already: threads inside each would only fight. (torch's own are limited by DataLoader.)
     cv2.setNumThreads(0)
+    # Ctrl-C is for the main process, which ends its workers; theirs would only print tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def choose_workers(workers: Workers, count: int) -> int:
@@ -276,7 +312,8 @@ def make_loader(
         balance: "sampler" draws as many of each class in training; any other word leaves the classes as they are.
         workers: loading processes, or "auto".
         seed: of order and augmentation.
-        keep: keep the prepared squares in memory so that later epochs decode nothing; None does so when they fit.
+        keep: keep the prepared squares in memory so that later epochs decode nothing; None does so when they fit. For
+            a single pass say False.
         shard: (this process, number of processes).
 
     Raises UserError when `batch_size` exceeds the number of training images.
@@ -288,9 +325,11 @@ def make_loader(
             f"{most}."
         )
     transform = train_transform(preprocess, augment) if training else eval_transform(preprocess)
+    count = choose_workers(workers, len(manifest))
     if keep is None:
-        keep = SquareStore.fits(len(manifest), settings.pixels)
-    dataset = FundusDataset(manifest, settings, transform, seed=seed, keep=keep)
+        keep = SquareStore.fits(len(manifest), settings.pixels, shared=count > 0)
+    store = SquareStore(len(manifest), settings.pixels, shared=count > 0) if keep else None
+    dataset = FundusDataset(manifest, settings, transform, seed=seed, store=store)
     batches = EpochBatches(
         manifest.labels,
         batch_size,
@@ -299,7 +338,6 @@ def make_loader(
         seed=seed,
         shard=shard,
     )
-    count = choose_workers(workers, len(manifest))
     loader = Loader(
         dataset,
         batch_sampler=batches,
@@ -323,9 +361,7 @@ def check_readable(manifest: Manifest, skip: bool, *, workers: Workers = "auto")
 
     Raises DataError naming file and row of the unreadable images, or when none can be read.
     """
-    threads = max(1, choose_workers(workers, len(manifest)))
-    with ThreadPoolExecutor(threads) as pool:
-        faults = list(pool.map(_fault, (record.image for record in manifest)))
+    faults = find_faults(manifest, workers=workers)
     bad = [f"{record.row}: {fault}" for record, fault in zip(manifest, faults, strict=True) if fault]
     if not bad:
         return manifest
@@ -336,6 +372,19 @@ def check_readable(manifest: Manifest, skip: bool, *, workers: Workers = "auto")
         raise DataError(f"{manifest.source}: {said}\nTo go on without them: --data.skip-unreadable")
     kept = [record for record, fault in zip(manifest, faults, strict=True) if not fault]
     return manifest.with_records(kept, f"skipped: {said}")
+
+
+def find_faults(manifest: Manifest, *, workers: Workers = "auto") -> list[str | None]:
+    """Decode every image once: what is wrong with each, in order; None where it can be read.
+
+    Args:
+        manifest: the records.
+        workers: threads, or "auto".
+    """
+    threads = max(1, choose_workers(workers, len(manifest)))
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(_fault, [record.image for record in manifest])
+        return list(track(found, len(manifest), "Checking images"))
 
 
 def _fault(path: Path) -> str | None:

@@ -29,7 +29,10 @@ def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> v2.Transf
     Raises UserError for a transform that torchvision.transforms.v2 does not have, or does not take these arguments.
     """
     chosen = _level(augment) if isinstance(augment, str) else _listed(augment)
-    return v2.Compose([*chosen, *_normalise(preprocess)])
+    whole = v2.Compose([*chosen, *_normalise(preprocess)])
+    if not isinstance(augment, str):
+        _try(whole, preprocess.pixels)
+    return whole
 
 
 def _normalise(preprocess: Preprocess) -> list[v2.Transform]:
@@ -49,14 +52,14 @@ def _level(level: str) -> list[v2.Transform]:
     if level == "medium":
         return [
             *flips,
-            v2.RandomAffine(180, translate=(0.03, 0.03), scale=(0.9, 1.1), interpolation=bilinear),
+            v2.RandomAffine(30, translate=(0.03, 0.03), scale=(0.9, 1.1), interpolation=bilinear),
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.1),
         ]
     if level == "strong":
         return [
             *flips,
             v2.RandomAffine(180, translate=(0.06, 0.06), scale=(0.8, 1.2), interpolation=bilinear),
-            v2.ColorJitter(brightness=0.35, contrast=0.35, saturation=0.25, hue=0.02),
+            v2.ColorJitter(brightness=0.35, contrast=0.35, saturation=0.25),
             v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], p=0.3),
             v2.RandomApply([v2.JPEG((40, 95))], p=0.3),
         ]
@@ -82,10 +85,37 @@ def _listed(entries: Sequence[str | dict[str, dict[str, Any]]]) -> list[v2.Trans
                     f"augment: torchvision.transforms.v2 has no transform {name!r}.{did_you_mean(name, known)}"
                 )
             try:
-                built.append(known[name](**(arguments or {})))
+                built.append(known[name](**_arguments(arguments or {})))
             except (TypeError, ValueError) as error:
                 raise UserError(f"augment: {name} does not take {arguments}: {error}.") from None
     return built
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """What YAML cannot say itself: interpolation by its name, and transforms inside a transform."""
+    arguments = dict(given)
+    if isinstance(arguments.get("interpolation"), str):
+        arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
+    if isinstance(arguments.get("transforms"), list | tuple):
+        arguments["transforms"] = _listed(arguments["transforms"])
+    return arguments
+
+
+def _try(whole: v2.Transform, pixels: int) -> None:
+    """Run a list of transforms once, so that one that cannot work says so now and not in the middle of an epoch."""
+    state = torch.get_rng_state()
+    try:
+        result = whole(torch.zeros((3, pixels, pixels), dtype=torch.uint8))
+    # The transforms are the user's choice among dozens; what each raises on a wrong input is not documented.
+    except Exception as error:
+        raise UserError(f"augment: the transforms cannot be applied to a photograph ({error}).") from error
+    finally:
+        torch.set_rng_state(state)
+    if tuple(result.shape) != (3, pixels, pixels):
+        raise UserError(
+            f"augment: the transforms turn a photograph of {pixels} x {pixels} pixels into "
+            f"{' x '.join(str(side) for side in result.shape[1:])}; the backbone needs the size kept."
+        )
 
 
 def batch_mixing(mixup: float, cutmix: float, num_classes: int) -> Mixing | None:
