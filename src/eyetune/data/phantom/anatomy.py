@@ -41,7 +41,17 @@ _TRUNK_STEPS = 72
 
 # Trunks as control points in DD from the disc centre: temporal is negative x, up is positive y (an upper vessel).
 _TEMPORAL = np.array(
-    [(0.06, 0), (0.04, 0.42), (-0.22, 0.98), (-0.86, 1.56), (-1.85, 1.95), (-3.0, 2.06), (-4.2, 1.86), (-5.6, 1.4)]
+    [
+        (0.06, 0),
+        (0.04, 0.42),
+        (-0.22, 0.98),
+        (-0.86, 1.56),
+        (-1.85, 1.95),
+        (-3.0, 2.06),
+        (-4.2, 1.92),
+        (-5.5, 1.6),
+        (-6.8, 1.2),
+    ]
 )
 _NASAL = np.array([(0.08, 0), (0.17, 0.42), (0.42, 1.0), (0.78, 1.75), (1.12, 2.6), (1.4, 3.7)])
 _MACULAR = np.array([(0.0, 0), (-0.45, 0.22), (-0.95, 0.42), (-1.45, 0.55), (-1.95, 0.52)])
@@ -66,7 +76,7 @@ class Traits:
     disc_diameter: float
     """Vertical, of the field's width, 0.125..0.15."""
     arcade: float
-    """Height of the arcades relative to the mean, 0.88..1.14."""
+    """Height of the arcades, a factor, 0.96..1.22."""
     redness: float
     """-1 yellower, +1 redder than the mean."""
 
@@ -110,11 +120,11 @@ def draw_traits(rng: np.random.Generator) -> Traits:
     return Traits(
         age=age,
         pigment=pigment,
-        tessellation=float(np.clip(rng.beta(1.3, 2.6) * (0.6 + age / 110) * (1.25 - 0.5 * pigment), 0, 1)),
+        tessellation=float(np.clip(rng.beta(1.0, 3.2) * (0.6 + age / 110) * (1.25 - 0.5 * pigment), 0, 1)),
         tortuosity=float(rng.beta(2.0, 3.0)),
         calibre=float(rng.uniform(0.88, 1.14)),
         disc_diameter=float(rng.uniform(0.128, 0.149)),
-        arcade=float(rng.uniform(0.88, 1.12)),
+        arcade=float(rng.uniform(0.96, 1.22)),
         redness=float(rng.uniform(-1, 1)),
     )
 

@@ -195,8 +195,8 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[list[Row]]:
             yield done.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "A worker process ended without a word, most likely for want of memory. Ask for fewer workers or a "
-            "smaller size."
+            "A worker process ended without a word, most likely for want of memory: ask for fewer workers or a smaller "
+            "size. In a script of your own, call write_cohort under `if __name__ == '__main__':`, or with workers=1."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

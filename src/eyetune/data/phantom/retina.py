@@ -138,14 +138,16 @@ def _background(plan: EyePlan, pixels: int) -> Floats:
     rng = np.random.default_rng([plan.own_seed, 2])
     traits = plan.traits
     x, y = _coarse_axes()
-    dark, light = np.array([138, 66, 36], np.float32), np.array([216, 107, 60], np.float32)
+    dark, light = np.array([138, 60, 29], np.float32), np.array([220, 95, 50], np.float32)
     base = light + (dark - light) * np.float32(traits.pigment)
-    base = base * np.array([1.0, 1.0 - 0.12 * traits.redness, 1.0 - 0.05 * traits.redness], np.float32)
+    base = base * np.array(
+        [1.0 + 0.03 * traits.redness, 1.0 - 0.17 * traits.redness, 1.0 - 0.06 * traits.redness], np.float32
+    )
 
     mottle = 0.055 * _noise(rng, 4) + 0.04 * _noise(rng, 9) + 0.03 * _noise(rng, 22) + 0.02 * _noise(rng, 55)
     dx, dy = x - plan.fovea[0], y - plan.fovea[1]
     from_fovea = dx * dx + 1.15 * dy * dy
-    macula = 0.34 * np.exp(-from_fovea / (2 * 0.062**2)) + 0.30 * np.exp(-from_fovea / (2 * 0.024**2))
+    macula = 0.42 * np.exp(-from_fovea / (2 * 0.062**2)) + 0.30 * np.exp(-from_fovea / (2 * 0.024**2))
     from_disc = np.hypot(x - plan.disc.x, y - plan.disc.y)
     density = mottle + macula - 0.16 * np.exp(-((from_disc / 0.2) ** 2))
     density += _choroid(rng, traits.tessellation, from_fovea, from_disc)
