@@ -60,6 +60,10 @@ class Registry(Generic[T]):
         self._load_outside()
         return tuple(self._entries)
 
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """The other names of the entry registered as `name`."""
+        return tuple(alias for alias, entry in self._aliases.items() if entry == name)
+
     def __contains__(self, name: object) -> bool:
         self._load_outside()
         return name in self._entries or name in self._aliases

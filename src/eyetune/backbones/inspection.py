@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from eyetune.backbones import find_spec
 from eyetune.backbones.loading import empty_network
 from eyetune.backbones.spec import BACKBONES, BackboneSpec
 from eyetune.backbones.weights import Checkpoint, LoadReport, open_checkpoint, plan
@@ -37,6 +38,11 @@ class Inspection:
     report: LoadReport | None
 
     @property
+    def needs_pool(self) -> bool:
+        """Whether :attr:`pool` must be given because it is not the family's default."""
+        return self.family is not None and self.pool != find_spec(self.family).pool
+
+    @property
     def whole(self) -> bool:
         """Whether the file would load whole into :attr:`family`."""
         return self.report is not None and self.report.whole
@@ -47,12 +53,14 @@ def inspect(path: Path, spec: BackboneSpec | None = None) -> Inspection:
     checkpoint = open_checkpoint(path)
     best = _nearest(checkpoint, [spec] if spec else [entry for _, entry in BACKBONES])
     tensors = checkpoint.containers()
+    read = {name.partition(".")[0] for name in tensors}
+    loose = set(tensors.get("", ()))
     return Inspection(
         path=path,
         format=checkpoint.format,
         bytes=path.stat().st_size,
         containers={name: (len(t), sum(v.numel() for v in t.values())) for name, t in tensors.items()},
-        other=tuple(str(k) for k in checkpoint.content if not any(str(k) in (n, n.split(".")[0]) for n in tensors)),
+        other=tuple(str(key) for key in checkpoint.content if key not in read and key not in loose),
         family=best[0].name if best else None,
         pool=best[1] if best else None,
         named_as=next((name for name, entry in BACKBONES if entry.publishes(path)), None),

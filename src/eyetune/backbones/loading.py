@@ -72,9 +72,8 @@ def _from_file(spec: BackboneSpec, path: Path, pixels: int, pool: str) -> tuple[
     if not made.report.whole:
         from eyetune.backbones.inspection import hint
 
-        raise WeightsError(
-            f"{path} does not load whole into {spec.name}.\n{made.report.faults()}\n{hint(spec, pool, checkpoint)}".rstrip()
-        )
+        advice = hint(spec, pool, checkpoint)
+        raise WeightsError(f"{path} does not load whole into {spec.name}.\n{made.report.faults()}\n{advice}")
     if any(parameter.is_meta for parameter in network.parameters()):
         network.to_empty(device="cpu")
         _reset(network, [name for name, _ in made.report.left_initial])

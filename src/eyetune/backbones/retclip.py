@@ -50,7 +50,6 @@ RET_CLIP = BACKBONES.add(
         build=_build,
         layout=KeyLayout(
             containers=("state_dict", "model"),
-            prefixes=("module.", "_orig_mod."),
             rename=(
                 (r"^visual\.class_embedding$", "cls_token"),
                 (r"^visual\.positional_embedding$", "pos_embed"),
@@ -68,7 +67,7 @@ RET_CLIP = BACKBONES.add(
             transpose=("projection.weight",),
             dropped=(
                 (r"bert\.", "text tower: the image backbone does not read; load the whole model with `load_clip`"),
-                (r"text_projection", "text projection: belongs to the whole model (`load_clip`)"),
+                (r"text_projection", "text projection: belongs to the whole model"),
                 (
                     r"(global|left|right)_feature_mapping\.",
                     "fusion of two eyes: belongs to the whole model (`load_clip`)",

@@ -82,6 +82,8 @@ RETFOUND_DINOV2 = BACKBONES.add(
         build=_build_dinov2,
         layout=KeyLayout(
             containers=("teacher", "model", "state_dict", "student"),
+            # DINOv2's sharded training numbers blocks by chunk as well: blocks.2.17.norm1 is block 17.
+            rename=((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),),
             dropped=(
                 (r"dino_head\.|ibot_head\.", "self-supervised projection head: only pretraining needs it"),
                 (r"mask_token", "stands for masked patches: only pretraining needs it"),

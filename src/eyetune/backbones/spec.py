@@ -68,7 +68,7 @@ class KeyLayout:
     """
 
     containers: tuple[str, ...] = ("model", "state_dict", "teacher", "student")
-    prefixes: tuple[str, ...] = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
+    prefixes: tuple[str, ...] = ("module.", "_orig_mod.", "backbone.", "network.", "model.", "encoder.")
     rename: Rules = ()
     transpose: tuple[str, ...] = ()
     dropped: Rules = ()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from eyetune.backbones.spec import BACKBONES, BackboneSpec, KeyLayout, Preprocess
@@ -11,7 +13,10 @@ from eyetune.errors import UserError, WeightsError, did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
+_PLAIN = Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # where timm states no normalisation
 
+
+@lru_cache(maxsize=64)
 def timm_spec(name: str) -> BackboneSpec:
     """The spec of the timm architecture `name` (with or without a pretrained tag).
 
@@ -30,11 +35,13 @@ def timm_spec(name: str) -> BackboneSpec:
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        tags = timm.list_pretrained(f"{architecture}*")
-        raise UserError(f"model.backbone: {name!r} has no such pretrained tag.{did_you_mean(name, tags)}") from error
-    network = _on_meta(name)
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise UserError(
+            f"model.backbone: timm has no weights called {name!r}.{did_you_mean(name, tags)} "
+            f"Known: {', '.join(tags) or architecture}."
+        ) from error
+    network = _skeleton(name)
     pools = _pools(network)
-    pixels = config.input_size[-1] if config else 224
     return BackboneSpec(
         name=name,
         title=name,
@@ -42,9 +49,9 @@ def timm_spec(name: str) -> BackboneSpec:
         parameters=sum(p.numel() for p in network.parameters()),
         pools=dict.fromkeys(pools, int(network.head_hidden_size)),
         pool=pools[0],
-        preprocess=Preprocess(pixels, tuple(config.mean), tuple(config.std)) if config else _IMAGENET_STANDARD,
+        preprocess=Preprocess(config.input_size[-1], tuple(config.mean), tuple(config.std)) if config else _PLAIN,
         patch=_patch(network),
-        licence=(config.license if config else None) or "see the timm model card",
+        licence=(config.license if config else None) or "see its timm model card",
         source=f"https://huggingface.co/timm/{name}",
         build=lambda pixels, pool: build(name, pixels, pool),
         layout=_layout(config),
@@ -52,49 +59,59 @@ def timm_spec(name: str) -> BackboneSpec:
     )
 
 
-_IMAGENET_STANDARD = Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
 def build(name: str, pixels: int, pool: str, *, pretrained: bool = False) -> nn.Module:
     """The headless timm network `name` for images of `pixels`: float[B, 3, pixels, pixels] -> float[B, width]."""
     import timm
 
-    size = {"img_size": pixels} if _takes_size(name) else {}
-    network: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **size)
-    if pool != _pools(network)[0]:
+    skeleton = _skeleton(name)
+    size = {"img_size": pixels} if "img_size" in inspect.signature(type(skeleton).__init__).parameters else {}
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **size)
+    except AssertionError as error:
+        raise UserError(f"model.pixels: timm cannot build {name} for {pixels} pixels ({error}).") from error
+    if pool != _pools(skeleton)[0]:
         # Set after construction: given to the constructor, timm would swap the pretrained norm for a fresh one.
-        network.global_pool = {"cls": "token"}.get(pool, pool)  # type: ignore[assignment]
+        network.global_pool = "avg"  # type: ignore[assignment]
     return network
 
 
-def _on_meta(name: str, **options: Any) -> Any:
+def pretrained(spec: BackboneSpec, pixels: int, pool: str) -> nn.Module:
+    """timm's own pretrained weights, fetched by timm. Raises WeightsError when there are none, or no connection."""
+    try:
+        return build(spec.name, pixels, pool, pretrained=True)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"model.weights: timm has no pretrained weights for {spec.name} ({error}). Use weights: random, or a file."
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever the network libraries behind timm raise
+        raise WeightsError(
+            f"cannot download timm's weights for {spec.name} ({error}). Check the connection, or download the file on "
+            f"another machine from {spec.source} and set model.weights to it."
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def _skeleton(name: str) -> Any:
+    """The network without memory for its numbers, to read its properties."""
     import timm
     import torch
 
-    with torch.device("meta"):
-        return timm.create_model(name, num_classes=0, **options)
-
-
-def _takes_size(name: str) -> bool:
-    """Whether the architecture is built for one input size (transformers) rather than any (most CNNs)."""
-    import inspect as python
-
-    import timm
-
     try:
-        network = _on_meta(name)
-    except (RuntimeError, NotImplementedError):
-        network = timm.create_model(name, num_classes=0)
-    return "img_size" in python.signature(type(network).__init__).parameters
+        with torch.device("meta"):
+            return timm.create_model(name, num_classes=0)
+    except (RuntimeError, NotImplementedError, AttributeError):  # a few architectures compute while they are built
+        return timm.create_model(name, num_classes=0)
 
 
 def _pools(network: Any) -> tuple[str, ...]:
     """The poolings on offer, the network's own first."""
-    own = getattr(network, "global_pool", "avg")
-    own = {"token": "cls"}.get(own, own) if isinstance(own, str) and own else "avg"
     from timm.models.vision_transformer import VisionTransformer
     from torch import nn
 
+    own = getattr(network, "global_pool", "avg")
+    own = {"token": "cls"}.get(own, own) if isinstance(own, str) and own else "avg"
     if type(network) is VisionTransformer and own == "cls" and not isinstance(network.norm, nn.Identity):
         return ("cls", "avg")
     return (own,)
@@ -112,19 +129,6 @@ def _layout(config: Any) -> KeyLayout:
     return KeyLayout(
         dropped=(
             (named, "classification head: a new one is trained"),
-            (r".*relative_position_index$|.*attn_mask$", "a constant that the network computes for itself"),
+            (r".*(relative_position_index|attn_mask)$", "a constant that the network computes for itself"),
         ),
     )
-
-
-def pretrained(spec: BackboneSpec, pixels: int, pool: str) -> nn.Module:
-    """timm's own pretrained weights, downloaded by timm. Raises WeightsError when there are none or no network."""
-    try:
-        return build(spec.name, pixels, pool, pretrained=True)
-    except RuntimeError as error:
-        raise WeightsError(f"timm has no pretrained weights for {spec.name} ({error}). Use weights: random.") from error
-    except OSError as error:
-        raise WeightsError(
-            f"cannot download timm's weights for {spec.name}: {error}. Check the connection, or give a file: "
-            "weights: PATH."
-        ) from error

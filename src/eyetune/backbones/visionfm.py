@@ -31,11 +31,11 @@ VISIONFM = BACKBONES.add(
         pool="cls",
         preprocess=Preprocess(224, (0.4237, 0.2609, 0.1284), (0.2948, 0.2017, 0.1367), "pad"),
         patch=16,
-        licence="CC BY-NC 4.0 (research only)",
+        licence="research and education only, no commercial use",
         source="https://github.com/ABILab-CUHK/VisionFM (link to the fundus encoder)",
         build=_build,
         layout=KeyLayout(
-            containers=("teacher", "student", "model", "state_dict"),
+            containers=("teacher", "visionfm_state_dict", "model", "state_dict", "student"),
             dropped=(
                 (r"head\.", "self-supervised projection head: only pretraining needs it"),
                 (r"masked_embed|mask_token", "stands for masked patches: only pretraining needs it"),

@@ -45,7 +45,7 @@ def _vit(
     )
 
 
-class _LastFourTokens(VisionTransformer):  # type: ignore[misc]  # timm is not typed
+class _LastFourTokens(VisionTransformer):
     """The CLS tokens of the last four blocks, each after the final norm, first block first."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ class _LastFourTokens(VisionTransformer):  # type: ignore[misc]  # timm is not t
         return torch.cat([prefix[:, 0] for _, prefix in pairs], dim=-1)
 
 
-class _Projected(VisionTransformer):  # type: ignore[misc]
+class _Projected(VisionTransformer):
     """CLS token after the final norm, projected into a space shared with text."""
 
     def __init__(self, *, out: int, **options: Any) -> None:

@@ -6,13 +6,16 @@ import argparse
 import json
 import math
 import pickle
+import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,8 +26,9 @@ from eyetune.errors import WeightsError, listing
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ZIP, _HEADER = b"PK\x03\x04", 4096
-_GIT_LFS = b"version https://git-lfs"
+_ZIP, _PICKLE, _GIT_LFS = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
+_HEAD_BYTES = 4096
+_SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes: the format's own
 _POSITION = "pos_embed"
 
 
@@ -113,7 +117,8 @@ class LoadReport:
         """A few lines for a person."""
         inside = f", under {self.container!r}" if self.container else ""
         lines = [f"{Path(self.checkpoint).name} ({self.format}{inside}) -> {self.family}"]
-        lines.append(f"  loaded        {self.matched} tensors ({', '.join(self.stored_as) or 'none'})")
+        wanted = self.matched + len(self.mismatched) + len(self.missing)
+        lines.append(f"  loaded        {self.matched} of {wanted} tensors ({', '.join(self.stored_as) or 'none'})")
         lines += [f"  converted     {key}: {how}" for key, how in self.converted]
         lines += [f"  dropped       {what}" for what in _by_reason(self.dropped)]
         lines += [f"  left initial  {what}" for what in _by_reason(self.left_initial)]
@@ -152,7 +157,7 @@ def open_checkpoint(path: Path | str, *, where: str = "") -> Checkpoint:
         raise WeightsError(f"{path} is a folder. Give the checkpoint file inside it.")
     try:
         with open(path, "rb") as stream:
-            head = stream.read(_HEADER)
+            head = stream.read(_HEAD_BYTES)
     except FileNotFoundError as error:
         raise WeightsError(f"no weights at {path}.{' ' + where if where else ' Check the path.'}") from error
     except OSError as error:
@@ -160,9 +165,9 @@ def open_checkpoint(path: Path | str, *, where: str = "") -> Checkpoint:
     _refuse_impostors(path, head)
     if head.startswith(_ZIP):
         content, kind = _open_zip(path), "torch"
-    elif head[8:9] == b"{":
+    elif _starts_safetensors(head):
         content, kind = _open_safetensors(path), "safetensors"
-    elif head.startswith(b"\x80"):
+    elif head.startswith(_PICKLE):
         content, kind = _torch_load(path, mmap=False), "torch (before 1.6)"
     else:
         raise WeightsError(f"{path} is not a checkpoint: neither a torch file nor safetensors. {_AGAIN}")
@@ -191,8 +196,13 @@ def _refuse_impostors(path: Path, head: bytes) -> None:
             f"{path} is a web page, not weights: the address led to a page (a sign-in or a consent, perhaps). "
             "Open it in a browser and download the file itself."
         )
-    if text.startswith((b"{", b"[")) and head[8:9] != b"{":
+    if text.startswith((b"{", b"[")) and not _starts_safetensors(head):
         raise WeightsError(f"{path} is JSON text, not weights. {_AGAIN}")
+
+
+def _starts_safetensors(head: bytes) -> bool:
+    """Eight bytes that give a plausible length, then the JSON header."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER_LIMIT
 
 
 def _open_zip(path: Path) -> Any:
@@ -213,21 +223,53 @@ def _open_zip(path: Path) -> Any:
 
 def _torch_load(path: Path, *, mmap: bool) -> Any:
     try:
-        # Namespace: the training options that RETFound, VisionFM and others store beside their weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_harmless_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols: what is refused is said below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"class ([\w.]+)", text)
-        if refused:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = refused[1] if refused else _foreign_global(path)
+        if name:
             raise WeightsError(
-                f"{path} was not opened: it is a pickle that would run code ({refused[1]}). Weights need none of it. "
-                "If you trust where it came from, load it there and save only the tensors: "
+                f"{path} was not opened: it is a pickle that would run code (it asks for {name}). "
+                "Weights need none of that. If you trust where it came from, save only its tensors there: "
                 "torch.save(model.state_dict(), …)."
             ) from error
-        raise WeightsError(f"{path} is cut short or damaged, or no checkpoint at all. {_AGAIN}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AssertionError, OSError, IndexError) as error:
+        raise WeightsError(f"{path} is cut short or damaged, or not a torch checkpoint. {_AGAIN}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AssertionError, OSError, IndexError, TypeError) as error:
         raise WeightsError(f"{path} is cut short or damaged ({_first_line(error)}). {_AGAIN}") from error
+
+
+def _harmless_globals() -> list[Any]:
+    """What published files hold besides tensors and is only data.
+
+    `Namespace`: the options of the training (RETFound, VisionFM). NumPy scalars: a best score (VisionFM's fine-tuned
+    files); `scalar` builds a number from its bytes, under the module's old and new name.
+    """
+    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)]
+    scalar = np.float64(0).__reduce__()[0]  # the function itself: its module is private and has moved
+    named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [argparse.Namespace, np.dtype, *dtypes, *named]
+
+
+def _foreign_global(path: Path) -> str | None:
+    """The first name that a bare pickle would import from outside torch, read without running it; None if none."""
+    strings: list[str] = []
+    try:
+        with open(path, "rb") as stream:
+            for operation, argument, _ in pickletools.genops(stream):
+                name = None
+                if operation.name == "GLOBAL":
+                    name = str(argument).replace(" ", ".")
+                elif operation.name == "STACK_GLOBAL":
+                    name = ".".join(strings[-2:])
+                elif isinstance(argument, str):
+                    strings.append(argument)
+                if name and name.partition(".")[0] not in ("torch", "collections"):
+                    return name
+    except (ValueError, OSError, IndexError, UnicodeDecodeError):
+        return None
+    return None
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -270,15 +312,15 @@ class _Step:
 
 
 @dataclass
-class _Plan:
-    """How one container would load into one network."""
+class LoadPlan:
+    """How one container of a checkpoint would load into one network: :func:`plan` makes it, :func:`fill` does it."""
 
     container: str
     report: LoadReport
-    steps: list[_Step] = field(default_factory=list)
+    steps: list[_Step]
 
 
-def plan(spec: BackboneSpec, network: nn.Module, checkpoint: Checkpoint) -> _Plan:
+def plan(spec: BackboneSpec, network: nn.Module, checkpoint: Checkpoint) -> LoadPlan:
     """Match every key of `checkpoint` with `network` (which may lie on the meta device); nothing is read or copied.
 
     Of several containers the one that brings most is taken; of equals, the first in the family's own order.
@@ -298,28 +340,29 @@ def plan(spec: BackboneSpec, network: nn.Module, checkpoint: Checkpoint) -> _Pla
         if not isinstance(value, torch.Tensor) and not any(p == key or p.startswith(f"{key}.") for p in containers)
     )
     dropped = best.report.dropped + others + state
-    return _Plan(best.container, _replace(best.report, dropped=dropped), best.steps)
+    return LoadPlan(best.container, replace(best.report, dropped=dropped), best.steps)
 
 
 def _plan_container(
     spec: BackboneSpec, network: nn.Module, checkpoint: Checkpoint, container: str, tensors: Mapping[str, Tensor]
-) -> _Plan:
+) -> LoadPlan:
     layout, expected = spec.layout, network.state_dict()
     steps: dict[str, _Step] = {}
     dropped, unexplained, mismatched = [], [], []
     for key, tensor in tensors.items():
-        name = layout.target(key)
+        name = key if key in expected else layout.target(key)
         if name in expected and name not in steps:
-            step = _step(spec, network, key, name, tensor, expected[name])
+            step = _step(spec, network, key, tensor, name=name, wanted=tuple(expected[name].shape))
             if step is None:
-                mismatched.append((key, f"{_shape(tensor)} in the file, {_shape(expected[name])} in the network"))
+                shapes = f"{_text(tensor.shape)} in the file, {_text(expected[name].shape)} in the network"
+                mismatched.append((key, shapes))
             else:
                 steps[name] = step
         elif reason := layout.why_dropped(key):
             dropped.append((key, reason))
         else:
             unexplained.append(key)
-    wrong = {layout.target(key) for key, _ in mismatched}
+    wrong = {key if key in expected else layout.target(key) for key, _ in mismatched}
     absent = [name for name in expected if name not in steps and name not in wrong]
     report = LoadReport(
         checkpoint=str(checkpoint.path),
@@ -336,32 +379,27 @@ def _plan_container(
         left_initial=tuple((name, reason) for name in absent if (reason := layout.why_fresh(name))),
         missing=tuple(name for name in absent if not layout.why_fresh(name)),
     )
-    return _Plan(container, report, list(steps.values()))
+    return LoadPlan(container, report, list(steps.values()))
 
 
-def _step(spec: BackboneSpec, network: nn.Module, key: str, name: str, tensor: Tensor, target: Tensor) -> _Step | None:
-    """How `tensor` becomes `target`, or None when it cannot."""
+def _step(
+    spec: BackboneSpec, network: nn.Module, key: str, tensor: Tensor, *, name: str, wanted: tuple[int, ...]
+) -> _Step | None:
+    """How `tensor` becomes the network's `name` of shape `wanted`, or None when it cannot."""
     transpose = name in spec.layout.transpose and tensor.ndim == 2
     shape = tuple(reversed(tensor.shape)) if transpose else tuple(tensor.shape)
-    wanted = tuple(target.shape)
-    done = "transposed" if transpose else ""
     if shape == wanted:
-        return _Step(key, name, transpose, None, done)
+        return _Step(key, name, transpose, None, "transposed" if transpose else "")
     if _bare(shape) == _bare(wanted):
-        return _Step(key, name, transpose, None, f"shape {_shape(tensor)} → {_shape(target)}")
-    if name.rpartition(".")[2] == _POSITION and len(_bare(shape)) == 2 and shape[-1] == wanted[-1]:
-        prefix = _embedded_prefix(network)
-        side = math.isqrt(shape[-2] - prefix)
-        rows, columns = network.patch_embed.grid_size  # type: ignore[union-attr,misc]
-        if side * side == shape[-2] - prefix and rows * columns == wanted[-2] - prefix:
-            return _Step(
-                key,
-                name,
-                transpose,
-                (rows, columns),
-                f"resized from {side}×{side} to {rows}×{columns} patches, bicubic",
-            )
-    return None
+        return _Step(key, name, transpose, None, f"shape {_text(tensor.shape)} → {_text(wanted)}")
+    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    if name != _POSITION or grid is None or len(_bare(shape)) != 2 or shape[-1] != wanted[-1]:
+        return None
+    prefix = _embedded_prefix(network)
+    side = math.isqrt(max(0, shape[-2] - prefix))
+    if side * side != shape[-2] - prefix or grid[0] * grid[1] != wanted[-2] - prefix:
+        return None
+    return _Step(key, name, transpose, grid, f"resized from {side}×{side} to {_text(grid)} patches, bicubic")
 
 
 def _embedded_prefix(network: nn.Module) -> int:
@@ -389,7 +427,7 @@ def resize_position_embedding(table: Tensor, grid: tuple[int, int], prefix: int)
     return torch.cat([table[:, :prefix].double(), patches.flatten(2).transpose(1, 2)], dim=1).float()
 
 
-def fill(network: nn.Module, made: _Plan, checkpoint: Checkpoint) -> None:
+def fill(network: nn.Module, made: LoadPlan, checkpoint: Checkpoint) -> None:
     """Copy the planned tensors into `network`, in place.
 
     Raises:
@@ -419,14 +457,8 @@ def _contents(content: Mapping[str, Any]) -> str:
     return "it holds " + (", ".join(str(key) for key in list(content)[:8]) or "nothing")
 
 
-def _replace(report: LoadReport, **changes: Any) -> LoadReport:
-    from dataclasses import replace
-
-    return replace(report, **changes)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(str(n) for n in tensor.shape) or "scalar"
+def _text(shape: Iterable[int]) -> str:
+    return "×".join(str(n) for n in shape) or "scalar"
 
 
 def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -436,6 +468,7 @@ def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _by_reason(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """One line a reason: the first name, how many more, and the reason."""
     reasons: dict[str, list[str]] = {}
     for name, reason in pairs:
         reasons.setdefault(reason, []).append(name)
