@@ -14,6 +14,15 @@ from typing import Any
 
 from eyetune.errors import UserError
 
+#: What the system says when a folder cannot take a file, and what the user can do about it.
+WRITING_ERRORS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder",
+    errno.EDQUOT: "your quota is used up: free some space or choose another folder",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EACCES: "no permission to write there: choose another folder",
+    errno.EPERM: "no permission to write there: choose another folder",
+}
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -44,14 +53,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def writing_failed(path: Path, error: OSError) -> UserError:
     """The message for a failed write of `path`: the disk, the permission, or whatever the system said."""
-    remedy = {
-        errno.ENOSPC: "the disk is full: free some space or choose another folder",
-        errno.EDQUOT: "your quota is used up: free some space or choose another folder",
-        errno.EROFS: "the file system is read-only: choose another folder",
-        errno.EACCES: "no permission to write there: choose another folder",
-        errno.EPERM: "no permission to write there: choose another folder",
-    }.get(error.errno or 0, str(error))
-    return UserError(f"cannot write {path}: {remedy}.")
+    return UserError(f"cannot write {path}: {WRITING_ERRORS.get(error.errno or 0, str(error))}.")
 
 
 def write_text(path: Path, text: str) -> None:

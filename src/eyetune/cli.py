@@ -1,0 +1,63 @@
+"""The verbs of the command line. Each is imported when it is called, so that every `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError
+
+from eyetune import __version__
+from eyetune.errors import UserError
+from eyetune.files import WRITING_ERRORS, writing_failed
+
+INTERRUPTED = 130
+
+app = App(
+    name="eyetune",
+    version=__version__,
+    help="Adapt retinal foundation models to your own fundus photographs, and learn how good the result is. "
+    "For research; not a medical device.",
+    help_epilogue="Every verb: --help; --traceback shows where an error arose. Start with: eyetune demo",
+)
+app.command("eyetune.verbs.demo:command", name="demo", help="The whole way on built-in synthetic eyes, offline.")
+app.command("eyetune.verbs.finetune:app", name="finetune", help="Train, choose the best epoch, score the test split.")
+app.command("eyetune.verbs.evaluate:command", name="evaluate", help="Score one run on one or more datasets.")
+app.command("eyetune.verbs.predict:command", name="predict", help="Files, folders or tables in; one row an image out.")
+
+data = App(name="data", help="Draw synthetic eyes.")
+data.command("eyetune.verbs.data:synth", name="synth", help="Draw a cohort of synthetic eyes with true labels.")
+app.command(data)
+
+models = App(name="models", help="The backbones, and what is inside a weights file.")
+models.command("eyetune.verbs.models:list_models", name="list", help="Every backbone: size, pixels, licence, source.")
+models.command("eyetune.verbs.models:inspect", name="inspect", help="Which family a file is, and what would load.")
+app.command(models)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 1 (a check found problems), 2 (the user can mend it), 130."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    try:
+        result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except (UserError, CycloptsError) as error:
+        return _say(error, error.exit_code if isinstance(error, UserError) else UserError.exit_code, show_traceback)
+    except OSError as error:
+        if error.errno not in WRITING_ERRORS:
+            raise
+        return _say(writing_failed(Path(error.filename or "the output"), error), UserError.exit_code, show_traceback)
+    except KeyboardInterrupt as interrupt:
+        print(f"\neyetune: interrupted. {interrupt}".rstrip(), file=sys.stderr)
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def _say(error: Exception, exit_code: int, show_traceback: bool) -> int:
+    if show_traceback:
+        traceback.print_exception(error)
+    print(f"eyetune: {str(error).strip()}", file=sys.stderr)
+    return exit_code

@@ -1,0 +1,96 @@
+"""Command-line words to configuration overrides: every field of the configuration is also a flag.
+
+`--train.lr 1e-3`, `--train.lr=1e-3`, `--data.skip-unreadable` (true), `--no-data.crop` (false). Values are read as
+YAML, so a flag means what the same text means in the configuration file.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from eyetune.config import flags
+from eyetune.errors import ConfigError
+
+#: Short names for what people type most.
+SHORT = {"skip_unreadable": "data.skip_unreadable"}
+
+_NUMBER = re.compile(r"-(\d|\.\d)")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a command line said: at most one positional word, and overrides by dotted path."""
+
+    positional: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def parse(words: Sequence[str]) -> Words:
+    """Read `[POSITIONAL] [--section.field value]…`. Raises ConfigError for a second positional word or a short flag.
+
+    Whether the fields exist and the values fit is the configuration's to say: it reports all faults together.
+    """
+    positional: str | None = None
+    overrides: dict[str, Any] = {}
+    waiting = list(words)
+    switches = {flag.path for flag in flags() if flag.type == "true|false"}
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--"):
+            if positional is not None or word.startswith("-"):
+                raise ConfigError(f"did not expect {word!r}: flags look like --train.lr 1e-3, and there is one CONFIG.")
+            positional = word
+            continue
+        name, equals, text = word[2:].partition("=")
+        path = name.replace("-", "_")
+        value: Any = True
+        if equals:
+            value = _value(text)
+        elif waiting and _is_value(waiting[0], SHORT.get(path, path), switches):
+            value = _value(waiting.pop(0))
+        elif name.startswith("no-"):
+            path, value = path.removeprefix("no_"), False
+        overrides[SHORT.get(path, path)] = value
+    return Words(positional, overrides)
+
+
+def help_text(width: int = 76) -> str:
+    """How configuration and flags go together, then every field as a flag: its type, default and meaning."""
+    lines = [
+        "CONFIG.yaml and flags may be mixed; flags win. A table of your own is enough:",
+        "  eyetune finetune --data.table labels.csv --out runs/first",
+        "With --resume RUN an interrupted run goes on exactly where it stopped.",
+    ]
+    section = None
+    for path, kind, default, meaning in flags():
+        if path.rpartition(".")[0] != section:
+            section = path.rpartition(".")[0]
+            lines += ["", f"{section}:" if section else "run:"]
+        shown = "" if default is None else f" [default: {_text(default)}]"
+        lines.append(f"  --{path} {kind}{shown}")
+        lines += textwrap.wrap(meaning, width, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_value(word: str, path: str, switches: Container[str]) -> bool:
+    """Whether the word after a flag is its value: a switch takes only a truth value, any other flag what is no flag."""
+    if path in switches:
+        return isinstance(_value(word), bool)
+    return not word.startswith("-") or _NUMBER.match(word) is not None
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

@@ -1,0 +1,137 @@
+"""The house holds: imports run one way, there is no circle, and `--help` stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eyetune
+
+PACKAGE = Path(eyetune.__file__).parent
+
+# Floor by floor, from the ground up. A room may import from lower floors only, and from itself.
+FLOORS = [
+    {"errors", "files", "progress"},
+    {"registry", "runtime", "section"},
+    {"backbones"},
+    {"data", "adapt"},
+    {"metrics", "config"},
+    {"train"},
+    {"clip"},
+    {"verbs"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+# A verb is a story of its own; only these two are told with other verbs.
+STORYTELLERS = {"demo": {"finetune", "evaluate", "data"}, "search": {"finetune"}}
+
+HEAVY = ("torch", "numpy", "pandas", "timm", "peft", "cv2", "sklearn", "matplotlib", "transformers", "PIL")
+
+
+def modules() -> list[Path]:
+    return sorted(
+        path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem not in ("__init__", "__main__")
+    )
+
+
+def dotted(path: Path) -> list[str]:
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(path: Path) -> set[str]:
+    """Every `eyetune.…` module that a file names in an import statement, at any depth of the code."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the whole name"
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("eyetune.") for name in found if name.startswith("eyetune.")}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: "/".join(dotted(path)))
+def test_imports_run_one_way(path: Path) -> None:
+    here = dotted(path)
+    for name in imports(path):
+        room = name.split(".")[0]
+        if room not in LEVEL:
+            assert room.startswith("__") or room == "eyetune", (
+                f"{'.'.join(here)} imports {name}, a room without a floor"
+            )
+            continue
+        if room == here[0]:
+            continue
+        assert LEVEL[room] < LEVEL[here[0]], f"{'.'.join(here)} must not import {name}: arrows run downstairs"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "verbs").glob("*.py")), ids=lambda path: path.stem)
+def test_no_verb_tells_another_verbs_story(path: Path) -> None:
+    verbs = {other.stem for other in (PACKAGE / "verbs").glob("*.py")} - {path.stem, "__init__"}
+    told = {name.split(".")[1] for name in imports(path) if name.startswith("verbs.")} & verbs
+    assert told <= STORYTELLERS.get(path.stem, set())
+
+
+def test_no_import_circle_between_files() -> None:
+    graph = {".".join(dotted(path)): imports(path) for path in modules()}
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        if state.get(name) == 2 or name not in graph:
+            return
+        assert state.get(name) != 1, "import circle: " + " -> ".join((*trail[trail.index(name) :], name))
+        state[name] = 1
+        for other in graph[name]:
+            if other != name:
+                visit(other, (*trail, name))
+        state[name] = 2
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_no_function_beyond_a_hundred_lines() -> None:
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert length <= 100, f"{path.name}: {node.name} has {length} lines"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["finetune"],
+        ["evaluate"],
+        ["predict"],
+        ["demo"],
+        ["data"],
+        ["data", "synth"],
+        ["models"],
+        ["models", "inspect"],
+    ],
+    ids=" ".join,
+)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys; from eyetune.cli import main; code = main(sys.argv[1:]);"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules];"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_public_names_are_there() -> None:
+    for name in eyetune.__all__:
+        assert getattr(eyetune, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = eyetune.no_such_name
