@@ -111,20 +111,21 @@ class Config(Section):
 
     @classmethod
     def from_yaml(
-        cls, path: Path | str, overrides: Mapping[str, Any] | None = None, *, check_files: bool = True
+        cls, path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, check_files: bool = True
     ) -> Config:
         """Read a YAML file.
 
         Args:
-            path: the file.
+            path: the file; None for no file: the overrides and the defaults are everything.
             overrides: values by dotted path ("train.lr": 1e-3) that replace the file's. Another `adapt.kind` than the
                 file's drops the rest of the file's `adapt` section, which belongs to that kind.
             check_files: whether the table, image folder and weights that it names have to exist.
 
         Raises ConfigError with every fault, by dotted path.
         """
-        path = Path(path)
-        return cls.parse(_override(_read_yaml(path), overrides or {}), check_files=check_files, source=str(path))
+        content = {} if path is None else _read_yaml(Path(path))
+        source = "the flags" if path is None else str(path)
+        return cls.parse(_override(content, overrides or {}), check_files=check_files, source=source)
 
     @classmethod
     def from_overrides(cls, overrides: Mapping[str, Any], *, check_files: bool = True) -> Config:

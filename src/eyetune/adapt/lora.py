@@ -44,11 +44,11 @@ CARD = "eyetune_adapter.json"
 DEFAULT_TARGETS = (
     ("qkv",),  # ViT, DeiT, DINOv2, Swin, CLIP as timm builds it
     ("q_proj", "k_proj", "v_proj"),  # EVA
-    ("fc1", "fc2"),  # ConvNeXt; Swin v2, whose attention uses the weight of qkv without calling the layer
+    ("mlp.fc1", "mlp.fc2"),  # ConvNeXt; Swin v2, whose attention uses the weight of qkv without calling the layer
     ("conv_pw", "conv_pwl"),  # EfficientNet, MobileNet: the depthwise convolutions have no low rank to exploit
     ("conv1", "conv2", "conv3"),  # ResNet: the convolutions of the residual blocks
 )
-"""What is adapted when no targets are given: the first row of which the network has any."""
+"""What is adapted when no targets are given: those of the first row of which the network has any."""
 
 
 @STRATEGIES.register("lora")
@@ -105,6 +105,8 @@ class Lora(Strategy):
 
         Raises ConfigError when a target is not a layer that can be adapted, with the list of those that can.
         """
+        if model.heads:
+            raise ValueError("the model carries adapters already: start from a fresh one")
         model.base_fingerprint()
         self._layers = model.backbone.layer_groups()
         targets = resolve_targets(model.backbone, self.config.targets)
@@ -149,6 +151,10 @@ class Lora(Strategy):
         """The adapter in use and the head."""
         return name.startswith("head.") or _belongs_to(name, str(model.adapter))
 
+    def write_artifacts(self, model: Classifier, folder: Path) -> None:
+        """`adapter/`: the adapter in use and the head, in PEFT's layout."""
+        save_adapter(model, folder / "adapter")
+
 
 def resolve_targets(backbone: Backbone, targets: tuple[str, ...] | None) -> list[str]:
     """The full names, inside the network, of the layers that `targets` mean.
@@ -164,11 +170,11 @@ def resolve_targets(backbone: Backbone, targets: tuple[str, ...] | None) -> list
     body = [name for name, in_stem in eligible.items() if not in_stem]
     short = list(dict.fromkeys(_short_name(name) for name in body))
     if targets is None:
-        row = next((row for row in DEFAULT_TARGETS if set(row) & set(short)), None)
-        targets = tuple(target for target in row if target in short) if row else tuple(short)
+        rows = [tuple(target for target in row if _ending(body, target)) for row in DEFAULT_TARGETS]
+        targets = next((row for row in rows if row), tuple(short))
     chosen: dict[str, None] = {}
     for target in targets:
-        found = [name for name in body if name.endswith(f".{target}")] or [name for name in eligible if name == target]
+        found = _ending(body, target) or [name for name in eligible if name == target]
         if not found:
             raise ConfigError(
                 f"adapt.targets: {target!r} is not a layer of {backbone.spec.name} that LoRA can adapt."
@@ -225,7 +231,7 @@ def peft_classifier(backbone: Backbone) -> str | None:
     PEFT user gets the adapted features, and only EyeTune the head.
     """
     name = (getattr(backbone.network, "pretrained_cfg", None) or {}).get("classifier", "head")
-    same_width = getattr(backbone.network, "num_features", None) == backbone.width
+    same_width = getattr(backbone.network, "head_hidden_size", None) == backbone.width
     modules = {module for module, _ in backbone.network.named_modules()}
     return name if isinstance(name, str) and same_width and name in modules else None
 
@@ -255,6 +261,7 @@ def save_adapter(model: Classifier, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         saved = copy.copy(config)
         saved.inference_mode = True
+        saved.target_modules = sorted(config.target_modules)  # PEFT keeps a set: without order, without the same bytes
         saved.save_pretrained(scratch)
         write_text(folder / "adapter_config.json", (Path(scratch) / "adapter_config.json").read_text("utf-8") + "\n")
     write_json(
@@ -282,14 +289,14 @@ def load_adapter(model: Classifier, folder: Path, name: str) -> None:
     Raises:
         RunError: the folder is not a whole adapter, the tensors do not fit, or the adapter was trained over other
             base weights (the text says which).
-        ValueError: the name is taken.
+        ValueError: the name is taken, or has a dot in it.
     """
     from safetensors.torch import load_file
 
     from eyetune.adapt.classifier import make_head
 
-    if name in model.heads:
-        raise ValueError(f"an adapter called {name!r} is loaded already")
+    if name in model.heads or not name or "." in name:
+        raise ValueError(f"{name!r} cannot be the name of another adapter: it is taken, empty, or has a dot")
     folder = Path(folder)
     card = read_card(folder)
     _check_base(model, card, folder)
@@ -461,6 +468,10 @@ def _dropout(head: nn.Module) -> float:
     from torch import nn
 
     return next((module.p for module in head.modules() if isinstance(module, nn.Dropout)), 0.0)
+
+
+def _ending(names: list[str], target: str) -> list[str]:
+    return [name for name in names if name.endswith(f".{target}")]
 
 
 def _short_name(name: str) -> str:

@@ -25,6 +25,7 @@ from eyetune.registry import Registry
 from eyetune.section import Section
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from torch import Tensor, nn
 
     from eyetune.adapt.classifier import Classifier
@@ -214,6 +215,12 @@ class Strategy(ABC):
         """
         own = {name: tensor for name, tensor in model.state_dict().items() if self.saved(model, name)}
         load_audited(own, tensors, "the checkpoint")
+
+    def write_artifacts(self, model: Classifier, folder: Path) -> None:
+        """Write what other programs read into the run folder, after training. By default, nothing.
+
+        Raises UserError when the folder cannot be written.
+        """
 
 
 def load_audited(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:

@@ -75,7 +75,8 @@ class ModelCard:
     """Name of the metric that chose the best epoch."""
     value: float | None = None
     """That metric on the validation split, when defined."""
-    extra: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    """Of the run: with it, `random` weights come out the same again."""
     schema: int = SCHEMA
 
     def at(self, epoch: int, metric: str | None, value: float | None) -> ModelCard:

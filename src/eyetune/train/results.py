@@ -1,0 +1,89 @@
+"""From predictions to what the run folder says of them: metrics.json, plots, the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from eyetune.metrics import plots
+from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.scores import generalization, is_graded_dr, primary_metric, score
+from eyetune.train.rundir import RunDir
+
+#: The splits of the run's own data; every other dataset is external.
+OWN = ("val", "test")
+
+_HEADLINE = ("accuracy", "balanced_accuracy", "qwk", "f1_macro", "auroc_macro")
+_GRADED_HEADLINE = ("accuracy", "balanced_accuracy", "qwk", "auroc_macro", "referable_auroc")
+
+
+def add_scores(folder: RunDir, tables: Mapping[str, Predictions]) -> dict[str, Any]:
+    """Write the predictions, their scores and plots into a run folder, beside what stands there already.
+
+    Args:
+        folder: the run folder.
+        tables: dataset name -> predictions.
+
+    Returns the new content of metrics.json: `datasets`, and `generalization` when there is a test split and an
+    external dataset.
+    """
+    content: dict[str, Any] = folder.read_metrics() if folder.metrics_file.is_file() else {"datasets": {}}
+    for name, table in tables.items():
+        folder.write_predictions(name, table)
+        content["datasets"][name] = score(table)
+        if folder.main:
+            found = content["datasets"][name]
+            matrix_file = folder.plot_file(f"confusion_matrix_{name}")
+            plots.confusion_matrix(found["confusion_matrix"], found["classes"], matrix_file, title=name)
+            plots.roc(table, folder.plot_file(f"roc_{name}"), title=name)
+    external = [name for name in content["datasets"] if name not in OWN]
+    if "test" in content["datasets"] and external:
+        content["generalization"] = generalization("test", content["datasets"], external)
+    folder.write_metrics(content)
+    return content
+
+
+def headline_metrics(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The metrics that a short table shows, the one that chose the epoch among them."""
+    chosen = _GRADED_HEADLINE if is_graded_dr(classes) else _HEADLINE
+    primary = primary_metric(classes)
+    return chosen if primary in chosen else (primary, *chosen)
+
+
+def show_scores(content: Mapping[str, Any]) -> None:
+    """Print :func:`scores_table`, at full width where the output is no terminal."""
+    console = Console()
+    Console(width=None if console.is_terminal else 140).print(scores_table(content))
+
+
+def scores_table(content: Mapping[str, Any]) -> Table:
+    """The datasets of metrics.json as a table: a row a dataset with the headline metrics, then the gaps outside."""
+    datasets = content["datasets"]
+    classes = tuple(next(iter(datasets.values()))["classes"])
+    names = [
+        name for name in headline_metrics(classes) if any(_value(one, name) is not None for one in datasets.values())
+    ]
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("dataset")
+    for column in ("images", "patients", *names):
+        table.add_column(column.replace("_", " "), justify="right")
+    for dataset, found in datasets.items():
+        shown = [_number(_value(found, name)) for name in names]
+        table.add_row(dataset, str(found["n"]), str(found["patients"] or "-"), *shown)
+    for dataset, gaps in content.get("generalization", {}).get("external", {}).items():
+        shown = [_number(gaps.get(name, {}).get("value"), signed=True) for name in names]
+        table.add_row(f"lost on {dataset}", "", "", *shown, style="italic")
+    return table
+
+
+def _number(value: float | None, signed: bool = False) -> str:
+    return "-" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def _value(found: Mapping[str, Any], name: str) -> float | None:
+    entry = found["metrics"].get(name)
+    return None if entry is None else entry["value"]

@@ -1,0 +1,116 @@
+"""A finished run, ready to predict: the base network, what training changed, and how its images are prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eyetune.adapt.classifier import Classifier
+from eyetune.adapt.strategy import Strategy, parse_adapt
+from eyetune.backbones import load_backbone
+from eyetune.data.fundus import FundusSettings
+from eyetune.data.loader import Workers, make_loader
+from eyetune.data.records import Manifest, Record
+from eyetune.errors import RunError
+from eyetune.metrics.predictions import Predictions
+from eyetune.runtime import Runtime, seed_everything
+from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
+from eyetune.train.task import predict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Run:
+    """A trained classifier with all that prediction has to repeat.
+
+    Attributes:
+        folder: the run folder.
+        model: the network, adapted, in eval mode.
+        card: what it was built from and how its images are prepared.
+    """
+
+    def __init__(
+        self, folder: RunDir, model: Classifier, strategy: Strategy, card: ModelCard, runtime: Runtime
+    ) -> None:
+        self.folder = folder
+        self.model = model
+        self.strategy = strategy
+        self.card = card
+        self.runtime = runtime
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return self.card.classes
+
+    def predictions(self, manifest: Manifest, *, workers: Workers = "auto", batch_size: int = 32) -> Predictions:
+        """Predict every record of a manifest, in its order, exactly once.
+
+        Labels, where known, must be indexes into :attr:`classes`. Raises DataError, naming file and row, for an image
+        that cannot be read.
+        """
+        loader = make_loader(
+            manifest,
+            self.model.backbone.preprocess,
+            FundusSettings.from_dict(self.card.fundus),
+            batch_size=batch_size,
+            training=False,
+            workers=workers,
+            keep=False,
+            shard=(self.runtime.rank, self.runtime.processes),
+        )
+        outputs = predict(self.model, loader, self.runtime, total=len(manifest), description="Predicting")
+        return outputs.predictions(manifest)
+
+    def predict(self, paths: Sequence[str | Path], *, batch_size: int = 32) -> NDArray[np.float64]:
+        """Probabilities float64[N, K] of the photographs at `paths`, in their order; rows sum to 1.
+
+        Raises DataError for a file that is missing or cannot be read.
+        """
+        records = [
+            Record(image=Path(path), label=None, name=f"{n}:{path}", row=str(path)) for n, path in enumerate(paths)
+        ]
+        return self.predictions(Manifest(tuple(records), self.classes, "images"), batch_size=batch_size).probabilities
+
+
+def load_run(path: str | Path, *, device: str = "auto", precision: str = "auto", weights: str | None = None) -> Run:
+    """Read the best epoch of a run folder.
+
+    Args:
+        path: the run folder.
+        device: auto, cpu, cuda or mps.
+        precision: auto, fp32, bf16 or fp16.
+        weights: where the base weights are now, when they moved since training.
+
+    Raises RunError when the folder is no run, is damaged, or the base weights are not the ones it was trained on.
+    """
+    folder = RunDir.open(path)
+    checkpoint = folder.load_best()
+    card = checkpoint.card if weights is None else replace(checkpoint.card, weights=weights)
+    runtime = Runtime(device, precision, seed=0)
+    model, strategy = rebuild(replace(checkpoint, card=card), folder.path)
+    return Run(folder, model.to(runtime.device), strategy, card, runtime)
+
+
+def rebuild(checkpoint: Checkpoint, where: Path) -> tuple[Classifier, Strategy]:
+    """The trained classifier of a checkpoint, on the CPU in eval mode, and its strategy. Raises as :func:`load_run`."""
+    card = checkpoint.card
+    if card.weights not in (None, "hub", "random") and not Path(card.weights).is_file():
+        raise RunError(
+            f"{where} was trained on the base weights {card.weights}, which are no longer there. A run keeps only what "
+            "training changed: put the file back, or say where it is with --weights."
+        )
+    seed_everything(card.seed)
+    backbone = load_backbone(card.backbone, card.weights, pixels=card.pixels, pool=card.pool)
+    model = Classifier(backbone, len(card.classes), card.dropout)
+    strategy = parse_adapt(card.adapt).build()
+    model = strategy.apply(model)
+    if model.base_fingerprint() != card.fingerprint:
+        raise RunError(f"{where} was trained on other base weights than {card.weights or card.backbone} holds now.")
+    strategy.load_checkpoint(model, checkpoint.tensors)
+    strategy.set_mode(model, training=False)
+    return model, strategy

@@ -1,0 +1,134 @@
+"""`eyetune evaluate`: score one run on one or more datasets, and say how much is lost outside its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from eyetune.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from eyetune.data.loader import Workers
+    from eyetune.data.records import Manifest
+    from eyetune.train.run import Run
+
+#: The run's own test split: what other datasets are held against.
+REFERENCE = "test"
+
+
+def command(
+    run: Path,
+    *,
+    data: Annotated[list[str], Parameter(negative=())],
+    image_column: str | None = None,
+    label_column: str | None = None,
+    patient_column: str | None = None,
+    eye_column: str | None = None,
+    skip_unreadable: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: Annotated[int, Parameter(validator=Number(gte=0))] | Literal["auto"] = "auto",
+    batch_size: Annotated[int, Parameter(validator=Number(gte=1))] = 32,
+    weights: str | None = None,
+) -> None:
+    """Score a run on datasets it was not trained on, next to its own test split.
+
+    Writes predictions/NAME.csv and adds to metrics.json and plots/ in the run folder. Labels must be the run's classes.
+
+    Args:
+        run: The run folder.
+        data: NAME=TABLE or NAME=TABLE:IMAGES; repeat it for several datasets. TABLE may be a class folder.
+        image_column: Column of the image names (default: as in training, or the usual names).
+        label_column: Column of the labels (default: likewise).
+        patient_column: Column of the patients (default: likewise).
+        eye_column: Column of the eyes (default: likewise).
+        skip_unreadable: Leave out images that cannot be read, and say which.
+        device: auto, cpu, cuda or mps.
+        precision: auto, fp32, bf16 or fp16.
+        workers: Processes that read images; auto chooses by the number of processors.
+        batch_size: Images in one forward pass.
+        weights: Where the base weights are now, when they moved since training.
+    """
+    from eyetune.data.loader import check_readable
+    from eyetune.train.results import show_scores
+    from eyetune.train.run import load_run
+
+    named = dict(parse_dataset(word) for word in data)
+    if len(named) < len(data):
+        raise ConfigError("two --data have the same NAME; each needs its own.")
+    trained = load_run(run, device=device, precision=precision, weights=weights)
+    columns = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "patient_column": patient_column,
+        "eye_column": eye_column,
+    }
+    manifests = {}
+    for name, (table, images) in named.items():
+        manifest = check_readable(open_dataset(trained, table, images, columns), skip_unreadable)
+        for note in manifest.notes:
+            print(f"{name}: {note}")
+        manifests[name] = manifest
+    show_scores(evaluate(trained, manifests, workers=workers, batch_size=batch_size))
+
+
+def evaluate(
+    run: Run, datasets: Mapping[str, Manifest], *, workers: Workers = "auto", batch_size: int = 32
+) -> dict[str, Any]:
+    """Predict and score datasets with a run; returns the content of the run's metrics.json afterwards.
+
+    Args:
+        run: the trained run.
+        datasets: name -> manifest whose classes are the run's. The names `val` and `test` belong to the run itself.
+        workers: processes that read images, or "auto".
+        batch_size: images in one forward pass.
+
+    Raises DataError for other classes than the run's, a taken name, or an image that cannot be read.
+    """
+    from eyetune.train.results import add_scores
+
+    for name, manifest in datasets.items():
+        if name in ("train", "val", REFERENCE):
+            raise DataError(f"the name {name!r} belongs to the run's own split; call the dataset otherwise.")
+        if manifest.classes != run.classes:
+            raise DataError(
+                f"{name}: its classes ({', '.join(manifest.classes)}) are not the run's ({', '.join(run.classes)}). "
+                "Open it with classes=run.classes."
+            )
+    tables = {
+        name: run.predictions(manifest, workers=workers, batch_size=batch_size) for name, manifest in datasets.items()
+    }
+    return add_scores(run.folder, tables)
+
+
+def open_dataset(run: Run, table: str, images: Path | None, columns: Mapping[str, str | None]) -> Manifest:
+    """A dataset in the run's classes. A column that is not given is the one trained with, if the table has it."""
+    from eyetune.data.config import DataConfig
+    from eyetune.data.records import open_manifest
+    from eyetune.data.tables import read_rows
+
+    trained = run.folder.read_config().data
+    here = read_rows(Path(table))[0] if Path(table).is_file() else []
+    chosen = {}
+    for field, given in columns.items():
+        before = getattr(trained, field)
+        chosen[field] = given if given is not None or before not in (*here, "none") else before
+    # A split column of theirs says nothing here: all of it is outside the run.
+    config = DataConfig(table=table, images=images, split_column="none", **chosen)
+    return open_manifest(config, classes=run.classes)
+
+
+def parse_dataset(word: str) -> tuple[str, tuple[str, Path | None]]:
+    """`NAME=TABLE[:IMAGES]` -> (name, (table, images)). Raises ConfigError."""
+    name, equals, rest = word.partition("=")
+    if not (name and equals and rest):
+        raise ConfigError(f"--data {word}: write NAME=TABLE or NAME=TABLE:IMAGES, as in --data messidor=messidor.csv.")
+    if not Path(rest).exists() and not rest.startswith("hf:"):
+        table, colon, images = rest.rpartition(":")
+        if colon and table:
+            return name, (table, Path(images))
+    return name, (rest, None)

@@ -1,0 +1,243 @@
+"""`eyetune finetune`: train, choose the best epoch on validation, score the test split, write a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from eyetune.config import Config
+from eyetune.errors import ConfigError
+from eyetune.flags import help_text, parse
+
+if TYPE_CHECKING:
+    from eyetune.adapt.classifier import Classifier
+    from eyetune.adapt.strategy import Strategy
+    from eyetune.data.loader import Loader
+    from eyetune.data.records import Manifest
+    from eyetune.runtime import Runtime
+    from eyetune.train.loop import FitResult
+    from eyetune.train.run import Run
+    from eyetune.train.rundir import ModelCard, RunDir
+
+app = App(
+    name="finetune",
+    help_format="plaintext",
+    help_epilogue=help_text(),
+    usage="Usage: eyetune finetune [CONFIG.yaml] [--section.field VALUE]... | --resume RUN",
+)
+
+
+@app.default
+def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> None:
+    """Train, choose the best epoch on validation, score the test split, and write a run folder."""
+    given = parse(words)
+    if "resume" in given.overrides:
+        overrides = dict(given.overrides)
+        folder = overrides.pop("resume")
+        if not isinstance(folder, str) or given.positional or overrides:
+            raise ConfigError("--resume RUN takes a run folder and nothing else: the run has its own configuration.")
+        resume(folder)
+    elif given.positional or given.overrides:
+        finetune(Config.from_yaml(given.positional, given.overrides))
+    else:
+        raise ConfigError("nothing to train on: name a CONFIG.yaml, or at least --data.table TABLE. See --help.")
+
+
+def finetune(config: Config) -> Run:
+    """Carry out a configuration and return the finished run.
+
+    Raises UserError for what the user can mend; KeyboardInterrupt, with how to go on, when interrupted.
+    """
+    from eyetune.runtime import Runtime
+    from eyetune.train.rundir import RunDir
+
+    runtime = Runtime(config.device, config.precision, config.seed)
+    manifest = prepare_data(config)
+    model, strategy = build_model(config, manifest.classes)
+    job = _Job(config, manifest, model, strategy, RunDir.create(config.out, runtime.is_main), runtime)
+    job.describe()
+    return job.train(resumed=False)
+
+
+def resume(path: str | Path) -> Run:
+    """Go on with an interrupted run, exactly where it stopped. A run that is finished is only scored again."""
+    from eyetune.runtime import Runtime
+    from eyetune.train.rundir import RunDir
+
+    folder = RunDir.open(path)
+    config = folder.read_config()
+    runtime = Runtime(config.device, config.precision, config.seed)
+    folder.main = runtime.is_main
+    begun = folder.splits_file.is_file()
+    manifest = prepare_data(config, splits=folder.splits_file if begun else None)
+    model, strategy = build_model(config, manifest.classes)
+    job = _Job(config, manifest, model, strategy, folder, runtime)
+    if not begun:
+        job.describe()
+    return job.train(resumed=True)
+
+
+def prepare_data(config: Config, splits: Path | None = None) -> Manifest:
+    """The photographs of a configuration, every one readable, in a split and with a label.
+
+    Args:
+        config: the configuration.
+        splits: a splits.csv to repeat; None cuts splits as the configuration says.
+
+    Raises DataError for everything that is wrong with the table, the images or the splits.
+    """
+    from eyetune.data.loader import check_readable
+    from eyetune.data.records import open_manifest
+    from eyetune.data.splits import read_splits, split
+
+    manifest = check_readable(open_manifest(config.data), config.data.skip_unreadable)
+    if splits is not None:
+        manifest = read_splits(splits, manifest)
+    else:
+        manifest = split(manifest, config.data.val, config.data.test, config.seed)
+    manifest.check_trainable()
+    return manifest
+
+
+def build_model(config: Config, classes: tuple[str, ...]) -> tuple[Classifier, Strategy]:
+    """The backbone with its weights and a new head, adapted as configured; on the CPU.
+
+    Raises WeightsError when the weights do not arrive whole, ConfigError when the strategy does not fit the network.
+    """
+    from eyetune.adapt.classifier import Classifier
+    from eyetune.backbones import load_backbone
+    from eyetune.runtime import seed_everything
+
+    seed_everything(config.seed)  # the head's first weights, and the backbone's when they are "random"
+    backbone = load_backbone(
+        config.model.backbone, config.model.weights, pixels=config.model.pixels, pool=config.model.pool
+    )
+    model = Classifier(backbone, len(classes), config.model.dropout)
+    strategy = config.adapt.build()
+    return strategy.apply(model), strategy
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run on its way: from what is known before training to the scores."""
+
+    config: Config
+    manifest: Manifest
+    model: Classifier
+    strategy: Strategy
+    folder: RunDir
+    runtime: Runtime
+
+    def describe(self) -> None:
+        """What is known before training, into the run folder and on the terminal."""
+        from eyetune.adapt.strategy import describe_parameters
+        from eyetune.data.splits import write_splits
+
+        self.folder.write_config(self.config)
+        self.folder.write_environment(self.runtime.describe())
+        report = self.model.backbone.report
+        if report is not None:
+            self.folder.write_load_report(report.to_dict())
+        if not self.runtime.is_main:
+            return
+        write_splits(self.manifest, self.folder.splits_file)
+        for note in self.manifest.notes:
+            print(note)
+        print(f"backbone: {self.config.model.backbone}, {report.summary() if report else 'untrained weights'}")
+        print(f"strategy: {self.config.adapt.kind}, {describe_parameters(self.model)}")
+        print(f"on {self.runtime.device.type} in {self.runtime.precision}; run folder {self.folder.path}")
+
+    def train(self, *, resumed: bool) -> Run:
+        """Train, then score `val` and `test` with the best epoch."""
+        from eyetune.train.features import can_compute_once
+        from eyetune.train.loop import fit
+        from eyetune.train.run import Run
+        from eyetune.train.task import ClassificationTask
+
+        config = self.config
+        card = self.card()
+        fitted = fit(
+            self.model,
+            self.strategy,
+            ClassificationTask.of(self.manifest.select("train"), config.train),
+            self.loader("train", training=True),
+            self.loader("val", training=False) if "val" in self.manifest.splits else None,
+            run=self.folder,
+            runtime=self.runtime,
+            train=config.train,
+            lr=config.learning_rate,
+            card=card,
+            resume=resumed,
+            features_once=can_compute_once(self.strategy, config.train, config.augment),
+            settings=config.model_dump(mode="json"),
+        )
+        card = card.at(fitted.best_epoch, fitted.metric, fitted.best_value)
+        run = Run(self.folder, self.model, self.strategy, card, self.runtime)
+        self.score(run, fitted)
+        return run
+
+    def score(self, run: Run, fitted: FitResult) -> None:
+        """Predict and score val and test with the best epoch, draw the plots, say what came of it."""
+        from eyetune.metrics import plots
+        from eyetune.train.results import OWN, add_scores, show_scores
+
+        size = self.config.train.batch_size
+        tables = {
+            name: run.predictions(self.manifest.select(name), workers=self.config.workers, batch_size=size)
+            for name in OWN
+            if name in self.manifest.splits
+        }
+        content = add_scores(self.folder, tables)
+        if not self.folder.main:
+            return
+        self.strategy.write_artifacts(self.model, self.folder.path)
+        plots.learning_curves(fitted.history, self.folder.plot_file("learning_curves"), metric=fitted.metric)
+        chosen = "" if fitted.best_value is None else f", {fitted.metric} {fitted.best_value:.3f} on validation"
+        print(f"best epoch: {fitted.best_epoch + 1} of {fitted.epochs}{chosen}")
+        if tables:
+            show_scores(content)
+        print(f"run folder: {self.folder.path} (metrics.json, predictions/, plots/)")
+        print("For research; not a medical device.")
+
+    def card(self) -> ModelCard:
+        """All it takes to rebuild the model around its checkpoint."""
+        from eyetune.data.fundus import FundusSettings
+        from eyetune.train.rundir import ModelCard
+
+        backbone = self.model.backbone
+        return ModelCard(
+            backbone=self.config.model.backbone,
+            weights=self.config.model.weights,
+            pool=backbone.pool,
+            pixels=backbone.preprocess.pixels,
+            dropout=self.config.model.dropout,
+            fingerprint=self.model.base_fingerprint(),
+            preprocess=backbone.preprocess.to_dict(),
+            fundus=FundusSettings.of(self.config.data, backbone.preprocess).to_dict(),
+            classes=self.manifest.classes,
+            adapt=self.config.adapt.model_dump(mode="json"),
+            seed=self.config.seed,
+        )
+
+    def loader(self, split: str, *, training: bool) -> Loader:
+        """Batches of one split."""
+        from eyetune.data.fundus import FundusSettings
+        from eyetune.data.loader import make_loader
+
+        config = self.config
+        preprocess = self.model.backbone.preprocess
+        return make_loader(
+            self.manifest.select(split),
+            preprocess,
+            FundusSettings.of(config.data, preprocess),
+            batch_size=config.train.batch_size,
+            training=training,
+            augment=config.augment,
+            balance=config.train.balance,
+            workers=config.workers,
+            seed=config.seed,
+            shard=(self.runtime.rank, self.runtime.processes),
+        )

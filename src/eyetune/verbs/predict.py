@@ -1,0 +1,111 @@
+"""`eyetune predict`: files, folders or tables in; one row an image out."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from eyetune.errors import DataError
+from eyetune.files import atomic
+
+if TYPE_CHECKING:
+    from eyetune.data.loader import Workers
+    from eyetune.data.records import Record
+    from eyetune.train.run import Run
+
+#: What is taken for a table rather than an image.
+TABLES = {".csv", ".tsv", ".jsonl"}
+
+
+def command(
+    run: Path,
+    paths: Annotated[list[Path], Parameter(negative=())],
+    *,
+    out: Path | None = None,
+    images: Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: Annotated[int, Parameter(validator=Number(gte=0))] | Literal["auto"] = "auto",
+    batch_size: Annotated[int, Parameter(validator=Number(gte=1))] = 32,
+    weights: str | None = None,
+) -> None:
+    """Predict photographs with a run: class and probabilities, one row an image.
+
+    A file that cannot be read becomes a row with the reason in its `error` column. For research; not a diagnosis.
+
+    Args:
+        run: The run folder.
+        paths: Image files, folders (searched with their subfolders), or tables with an image column.
+        out: CSV file to write (default: standard output).
+        images: Folder of the images that tables name.
+        device: auto, cpu, cuda or mps.
+        precision: auto, fp32, bf16 or fp16.
+        workers: Processes that read images; auto chooses by the number of processors.
+        batch_size: Images in one forward pass.
+        weights: Where the base weights are now, when they moved since training.
+    """
+    from eyetune.train.run import load_run
+
+    trained = load_run(run, device=device, precision=precision, weights=weights)
+    records = [record for path in paths for record in _records(path, images, trained.classes)]
+    rows = predict_records(trained, records, workers=workers, batch_size=batch_size)
+    columns = list(rows[0])
+    if out is None:
+        _write(sys.stdout, columns, rows)
+    else:
+        with atomic(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+            _write(stream, columns, rows)
+    refused = sum(bool(row["error"]) for row in rows)
+    said = f"{len(rows) - refused} predicted" + (f", {refused} refused (column error says why)" if refused else "")
+    print(f"{said}{'' if out is None else f': {out}'}", file=sys.stderr)
+
+
+def predict_records(
+    run: Run, records: Sequence[Record], *, workers: Workers = "auto", batch_size: int = 32
+) -> list[dict[str, Any]]:
+    """One row a record, in order: image, predicted, prob_<class>…, error (empty when there was none)."""
+    from eyetune.data.loader import find_faults
+    from eyetune.data.records import Manifest
+
+    manifest = Manifest(tuple(records), run.classes, "the images")
+    faults = find_faults(manifest, workers=workers)
+    good = [index for index in range(len(records)) if faults[index] is None]
+    probabilities = {}
+    if good:
+        readable = manifest.with_records(records[index] for index in good)
+        table = run.predictions(readable, workers=workers, batch_size=batch_size)
+        probabilities = {index: table.probabilities[row] for row, index in enumerate(good)}
+    rows = []
+    for index, record in enumerate(records):
+        row: dict[str, Any] = {"image": record.name, "predicted": ""}
+        found = probabilities.get(index)
+        if found is not None:
+            row["predicted"] = run.classes[int(found.argmax())]
+        row |= {f"prob_{name}": "" if found is None else repr(float(found[k])) for k, name in enumerate(run.classes)}
+        rows.append(row | {"error": faults[index] or ""})
+    return rows
+
+
+def _records(path: Path, images: Path | None, classes: Sequence[str]) -> Sequence[Record]:
+    from eyetune.data.records import Manifest, Record
+
+    if not path.exists():
+        raise DataError(f"no file or folder at {path}.")
+    if path.is_dir():
+        return Manifest.from_folder(path, classes=classes, labels_required=False).records
+    if path.suffix.lower() in TABLES:
+        # Of a table only the image column matters here; its labels may be of another task.
+        return Manifest.from_table(path, images=images, label_column="none", labels_required=False).records
+    return [Record(image=path, label=None, name=str(path), row=str(path))]
+
+
+def _write(stream: Any, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
