@@ -16,15 +16,22 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_items_pass_unchanged_and_a_pipe_gets_ten_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_items_pass_unchanged_and_a_quick_job_says_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track(range(500), description="Counting", unit="sheep")) == list(range(500))
     said = capsys.readouterr()
-    lines = said.err.splitlines()
     assert said.out == ""
-    assert len(lines) == 10
-    assert lines[0].startswith("Counting: 50/500 sheep (10%), ")
-    assert lines[-1].startswith("Counting: 500/500 sheep (100%), ")
-    assert all("sheep/s" in line and line.endswith("left") for line in lines)
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith("Counting: 500/500 sheep (100%), ")
+    assert "sheep/s" in said.err
+
+
+def test_a_long_job_says_ten_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))  # a second a step
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    list(track(range(100), description="Counting", unit="sheep"))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("(")[1].split("%")[0] for line in lines] == [str(10 * tenth) for tenth in range(1, 11)]
+    assert lines[0] == "Counting: 10/100 sheep (10%), 1.0 sheep/s, 1 min 30 s left"
 
 
 def test_a_slow_job_speaks_up_and_an_unknown_total_is_no_obstacle(

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-PIPE_SECONDS = 30.0
-"""In a pipe, a line at every tenth of the work, and at least this often."""
+PIPE_SECONDS = (5.0, 30.0)
+"""In a pipe, a line at every tenth of the work, but not within the first of these; and one at least every second."""
 
 
 @contextmanager
@@ -74,7 +74,8 @@ def _lines(total: int | None, description: str, unit: str) -> Iterator[Callable[
         nonlocal said, tenths
         now = time.monotonic()
         reached = 10 * done // total if total else 0
-        if reached == tenths and now - said < PIPE_SECONDS:
+        due = now - said >= PIPE_SECONDS[0 if reached != tenths else 1]
+        if not due and done != total:
             return
         said, tenths = now, reached
         rate = done / max(now - start, 1e-9)

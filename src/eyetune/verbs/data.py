@@ -79,8 +79,8 @@ def synth(
         planted = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in summary.defects.items())
         print(f"Planted: {planted}; listed in {summary.out / 'defects.json'}.")
     print(
-        f"Labels in {summary.table}. Train on it: eyetune finetune CONFIG.yaml --data.table {summary.table} "
-        f"--data.images {summary.folder} --data.label-column dr_grade"
+        f"Labels in {summary.table}. Train on it: eyetune finetune --data.table {summary.table} "
+        "--data.label-column dr_grade --out runs/first"
     )
 
 
