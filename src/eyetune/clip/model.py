@@ -1,0 +1,146 @@
+"""RET-CLIP: two eyes and a report in one space.
+
+The network of Du et al., "RET-CLIP: A Retinal Image Foundation Model Pre-trained with Clinical Diagnostic Reports"
+(MICCAI 2024): one CLIP ViT-B/16 sees each eye, one BERT reads the report of both; three pairs of embeddings (patient,
+left eye, right eye) are compared. The wiring here is pinned by what the published implementation computes
+(tests/golden/retclip.json).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from eyetune.backbones.backbone import Backbone
+    from eyetune.backbones.weights import LoadReport
+
+PAD = 0
+"""The id of [PAD] in BERT's vocabularies: masked out of the attention."""
+
+INITIAL_SCALE = 90.0
+"""The logit scales an untrained network starts from, as RET-CLIP's does."""
+
+TEXTS = {"text": "text_projection", "text_left": "text_projection_left", "text_right": "text_projection_right"}
+SCALES = ("logit_scale", "logit_scale_left", "logit_scale_right")
+
+
+class RetClip(nn.Module):
+    """A binocular image-text model.
+
+    Args:
+        visual: the tower both eyes go through: float[B, 3, H, W] -> float[B, D], projected, not normalised.
+        bert: a transformers BertModel without a pooler.
+
+    Attributes:
+        width: D, the length of every embedding (512 in RET-CLIP).
+        preprocess: what images must have gone through (the visual tower's).
+        text_config: the encoder's BertConfig.
+        report: how a checkpoint arrived, key by key; None for a random network.
+    """
+
+    def __init__(self, visual: Backbone, bert: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+        self.bert = bert
+        self.width = width = visual.width
+        self.preprocess = visual.preprocess
+        self.report: LoadReport | None = None
+        config: Any = bert.config
+        self.text_config = config
+        for name in TEXTS.values():
+            setattr(self, name, _projection(config.hidden_size, width))
+        # Both eyes' features lie side by side, left first, for the patient's embedding.
+        self.global_feature_mapping = nn.Linear(2 * width, width, bias=False)
+        self.left_feature_mapping = nn.Linear(width, width, bias=False)
+        self.right_feature_mapping = nn.Linear(width, width, bias=False)
+        for name in SCALES:
+            setattr(self, name, nn.Parameter(torch.tensor(INITIAL_SCALE).log()))
+
+    def forward(self, left: Tensor | None, right: Tensor | None, ids: Tensor) -> dict[str, Tensor]:
+        """Everything a contrastive loss needs, in one call (so that DistributedDataParallel sees every parameter).
+
+        Args and results are those of :meth:`encode_eyes`, :meth:`encode_text` and :meth:`logit_scales` together.
+        """
+        return {**self.encode_eyes(left, right), **self.encode_text(ids), **self.logit_scales()}
+
+    def encode_eyes(self, left: Tensor | None, right: Tensor | None = None) -> dict[str, Tensor]:
+        """Embed patients by their photographs.
+
+        A patient with one photograph: the single eye stands for both. It is given to the trained mappings as left and
+        as right eye, so that the result lies in the same space as everybody else's. (The published code returns the
+        tower's bare output instead, which was never trained to meet a text: that is `visual.features(left)`.)
+
+        Args:
+            left: float[B, 3, 224, 224], normalised by `preprocess`; None when there are only right eyes.
+            right: the fellow eyes, same shape and order; None when there are only left eyes.
+
+        Returns:
+            "image" (the patient), "left", "right": float[B, D], each row of unit length.
+
+        Raises:
+            ValueError: neither eye, or the two batches differ in shape.
+        """
+        if left is not None and right is not None:
+            if left.shape != right.shape:
+                raise ValueError(
+                    f"left is {list(left.shape)}, right {list(right.shape)}: give one row a patient, in the same order."
+                )
+            left_features, right_features = self.visual.features(torch.cat([left, right])).chunk(2)
+        else:
+            single = left if left is not None else right
+            if single is None:
+                raise ValueError("encode_eyes needs at least one eye: left and right are both None.")
+            left_features = right_features = self.visual.features(single)
+        return {
+            "image": _unit(self.global_feature_mapping(torch.cat([left_features, right_features], dim=1))),
+            "left": _unit(self.left_feature_mapping(left_features)),
+            "right": _unit(self.right_feature_mapping(right_features)),
+        }
+
+    def encode_text(self, ids: Tensor) -> dict[str, Tensor]:
+        """Embed reports: the encoder's output for the first token, [CLS], through three projections.
+
+        Args:
+            ids: int[B, L], [CLS] … [SEP], filled up with [PAD] = 0, which the attention does not see.
+
+        Returns:
+            "text" (the patient), "text_left", "text_right": float[B, D], each row of unit length.
+
+        Raises:
+            ValueError: not a matrix of integers, longer than the encoder reads, or ids of another vocabulary.
+        """
+        config = self.text_config
+        if ids.ndim != 2 or ids.is_floating_point() or ids.is_complex() or ids.shape[1] == 0:
+            raise ValueError(f"ids is {ids.dtype}{list(ids.shape)}: give token ids, int[B, L].")
+        if ids.shape[1] > config.max_position_embeddings:
+            raise ValueError(
+                f"ids has {ids.shape[1]} tokens a row; the text encoder reads {config.max_position_embeddings}. "
+                "Truncate when tokenising."
+            )
+        # Looking at values would make an accelerator wait; there the embedding's own check has to do.
+        if ids.device.type == "cpu" and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
+            raise ValueError(
+                f"ids run from {int(ids.min())} to {int(ids.max())}; the text encoder knows "
+                f"0..{config.vocab_size - 1}. Tokenise with the vocabulary of this encoder."
+            )
+        hidden = self.bert(ids, attention_mask=ids.ne(PAD).long()).last_hidden_state
+        return {name: _unit(getattr(self, projection)(hidden[:, 0])) for name, projection in TEXTS.items()}
+
+    def logit_scales(self) -> dict[str, Tensor]:
+        """What cosines are multiplied by before the softmax, for patient, left and right: float[], each > 0."""
+        return {name: getattr(self, name).exp() for name in SCALES}
+
+
+def _projection(text_width: int, width: int) -> nn.Sequential:
+    hidden, out = nn.Linear(text_width, text_width), nn.Linear(text_width, width)
+    for layer in (hidden, out):
+        nn.init.normal_(layer.weight, std=text_width**-0.5)
+    return nn.Sequential(hidden, nn.ReLU(), out)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return functional.normalize(features, dim=-1)
