@@ -141,11 +141,12 @@ class Lora(Strategy):
         """Train mode for the adapters' dropout and the head; eval mode for everything else, always."""
         model.eval()
         if training:
+            model.training = True
+            model.head.train()
             for _, layer in _lora_layers(model.backbone.network):
                 # The layer too: DoRA looks at its own mode to know whether dropout acts.
                 layer.training = True
                 layer.lora_dropout.train()
-            model.head.train()
 
     def saved(self, model: Classifier, name: str) -> bool:
         """The adapter in use and the head."""
@@ -314,6 +315,8 @@ def load_adapter(model: Classifier, folder: Path, name: str) -> None:
     try:
         load_audited(own, tensors, f"the adapter in {folder}")
     except RunError:
+        if model.adapter is not None:
+            use_adapter(model, model.adapter)
         _remove(network, name)
         raise
     model.heads[name] = head

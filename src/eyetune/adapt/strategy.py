@@ -26,6 +26,7 @@ from eyetune.section import Section
 
 if TYPE_CHECKING:
     from pathlib import Path
+
     from torch import Tensor, nn
 
     from eyetune.adapt.classifier import Classifier
@@ -184,8 +185,9 @@ class Strategy(ABC):
         """
         model.eval()
         if training:
-            _train_where_trainable(model.backbone, False)
+            model.training = True
             model.head.train()
+            _train_where_trainable(model.backbone, False)
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load_state` needs to resume, as JSON values."""
@@ -216,7 +218,7 @@ class Strategy(ABC):
         own = {name: tensor for name, tensor in model.state_dict().items() if self.saved(model, name)}
         load_audited(own, tensors, "the checkpoint")
 
-    def write_artifacts(self, model: Classifier, folder: Path) -> None:
+    def write_artifacts(self, model: Classifier, folder: Path) -> None:  # noqa: B027 - most have nothing to write
         """Write what other programs read into the run folder, after training. By default, nothing.
 
         Raises UserError when the folder cannot be written.

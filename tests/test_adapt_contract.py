@@ -1,0 +1,232 @@
+"""What every strategy promises on every architecture: one suite for all, registered strategies included by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from eyetune.adapt import STRATEGIES, Step, parse_adapt
+from eyetune.adapt.classifier import Classifier
+from eyetune.adapt.strategy import Strategy
+from eyetune.backbones import load_backbone
+
+SMALL = {"test_vit": 32, "test_resnet": 32, "test_efficientnet": 32, "test_convnext": 32, "nano": 32}
+REAL = {
+    "resnet18": 64,
+    "efficientnet_b0": 64,
+    "convnext_atto": 64,
+    "swin_tiny_patch4_window7_224": 64,
+    "deit_tiny_patch16_224": 64,
+    "vit_tiny_patch16_224": 64,
+    "vit_small_patch14_reg4_dinov2": 56,
+}
+PIXELS = SMALL | REAL
+ARCHITECTURES = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in REAL)]
+CLASSES = 3
+LR = 0.01
+
+every_strategy = pytest.mark.parametrize("kind", STRATEGIES.names())
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only lose time to the threads of a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+def _prototype(architecture: str) -> Classifier:
+    torch.manual_seed(0)
+    backbone = load_backbone(architecture, weights="random", pixels=PIXELS[architecture])
+    # timm starts some branches at zero (the last batch norm of a residual block, layer scales, tokens): a parameter
+    # behind them would get no gradient, and a test of it would prove nothing.
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        for name, buffer in backbone.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+    return Classifier(backbone, CLASSES, dropout=0.1)
+
+
+def fresh(architecture: str) -> Classifier:
+    return copy.deepcopy(_prototype(architecture))
+
+
+def prepared(kind: str, architecture: str) -> tuple[Classifier, Strategy]:
+    torch.manual_seed(1)
+    strategy = parse_adapt(kind).build()
+    model = strategy.apply(fresh(architecture))
+    return model, strategy
+
+
+def photographs(architecture: str, count: int = 4) -> torch.Tensor:
+    pixels = PIXELS[architecture]
+    return torch.randn(count, 3, pixels, pixels, generator=torch.Generator().manual_seed(2))
+
+
+def optimizer_for(model: Classifier, strategy: Strategy) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        [{"params": g.parameters, "lr": LR * g.scale, "name": g.name} for g in strategy.groups(model)], weight_decay=0.0
+    )
+
+
+def train_two_steps(model: Classifier, strategy: Strategy, architecture: str) -> None:
+    """Two: the first moves only B of a LoRA pair, since B starts at zero and so A has no gradient yet."""
+    optimizer = optimizer_for(model, strategy)
+    strategy.set_mode(model, True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(photographs(architecture)), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+
+
+def promised(kind: str, model: Classifier) -> set[str]:
+    """Written apart from the strategies: what each is to train at first, by name."""
+    everything = {name for name, _ in model.named_parameters()}
+    head = {"head.1.weight", "head.1.bias"}
+    if kind in ("linear", "gradual"):
+        return head
+    if kind == "full":
+        return everything
+    if kind == "lora":
+        return head | {name for name in everything if ".lora_A." in name or ".lora_B." in name}
+    raise AssertionError(f"say here what {kind} promises to train")
+
+
+@every_strategy
+@every_architecture
+def test_trains_exactly_what_it_promises(kind: str, architecture: str) -> None:
+    model, _ = prepared(kind, architecture)
+
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    assert trainable == promised(kind, model)
+
+
+@every_strategy
+@every_architecture
+def test_groups_hold_each_trainable_parameter_once_at_a_rate_that_grows_towards_the_head(
+    kind: str, architecture: str
+) -> None:
+    model, strategy = prepared(kind, architecture)
+
+    groups = strategy.groups(model)
+
+    grouped = [id(parameter) for group in groups for parameter in group.parameters]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
+    assert len({group.name for group in groups}) == len(groups)
+    scales = [group.scale for group in groups]
+    assert scales == sorted(scales)
+    assert {group.scale for group in groups if group.name.startswith("head")} == {1.0}
+    real = {group["name"]: group["lr"] for group in optimizer_for(model, strategy).param_groups}
+    assert real == {group.name: pytest.approx(LR * group.scale) for group in groups}
+    one_dimensional = {id(p) for p in model.parameters() if p.ndim <= 1}
+    assert not any(id(p) in one_dimensional for group in groups if group.decay for p in group.parameters)
+
+
+@every_strategy
+@every_architecture
+def test_a_step_moves_all_that_trains_and_nothing_else(kind: str, architecture: str) -> None:
+    model, strategy = prepared(kind, architecture)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    train_two_steps(model, strategy, architecture)
+
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert trainable - moved == set()
+    statistics = {name for name, _ in model.named_buffers()} if kind == "full" else set()
+    assert moved - trainable - statistics == set()
+
+
+@every_strategy
+@every_architecture
+def test_a_checkpoint_brings_the_same_outputs_back_bit_by_bit(kind: str, architecture: str) -> None:
+    model, strategy = prepared(kind, architecture)
+    train_two_steps(model, strategy, architecture)
+    strategy.set_mode(model, False)
+    images = photographs(architecture)
+
+    other, other_strategy = prepared(kind, architecture)
+    other_strategy.set_mode(other, False)
+    with torch.no_grad():
+        expected, untrained = model(images), other(images)
+        other_strategy.load_checkpoint(other, strategy.checkpoint(model))
+
+        assert torch.equal(other(images), expected)
+    assert not torch.equal(untrained, expected)
+
+
+@every_strategy
+@every_architecture
+def test_eval_mode_is_deterministic_and_half_precision_works(kind: str, architecture: str) -> None:
+    model, strategy = prepared(kind, architecture)
+    images = photographs(architecture)
+    strategy.set_mode(model, False)
+
+    with torch.no_grad():
+        assert torch.equal(model(images), model(images))
+    assert not any(module.training for module in model.modules())
+
+    strategy.set_mode(model, True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(images)
+    assert logits.dtype == torch.bfloat16
+    F.cross_entropy(logits.float(), torch.tensor([0, 1, 2, 0])).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@every_strategy
+@every_architecture
+def test_a_checkpoint_holds_copies(kind: str, architecture: str) -> None:
+    model, strategy = prepared(kind, architecture)
+    saved = strategy.checkpoint(model)
+
+    with torch.no_grad():
+        nn.init.constant_(model.head[1].bias, 7.0)
+
+    assert saved["head.1.bias"].abs().max() < 1
+
+
+@every_strategy
+def test_the_configuration_knows_its_name_and_a_rate(kind: str) -> None:
+    section = STRATEGIES.get(kind)
+
+    assert section().kind == kind
+    assert 0 < section.default_lr < 1
+    assert section.model_validate(section().model_dump()) == section()
+
+
+@every_strategy
+def test_the_state_survives_json_and_continues_the_same_way(kind: str) -> None:
+    scores = [0.5, 0.6, 0.6, 0.5, 0.4, 0.7, 0.7, 0.7, 0.7, 0.1, 0.2, 0.3]
+    model, strategy = prepared(kind, "test_vit")
+    for epoch in range(5):
+        strategy.after_epoch(model, epoch, scores[epoch])
+
+    resumed_model, resumed = prepared(kind, "test_vit")
+    resumed.load_state(resumed_model, json.loads(json.dumps(strategy.state())))
+
+    def trainable(of: Classifier) -> list[str]:
+        return [name for name, parameter in of.named_parameters() if parameter.requires_grad]
+
+    assert trainable(resumed_model) == trainable(model)
+    for epoch in range(5, len(scores)):
+        expected = strategy.after_epoch(model, epoch, scores[epoch])
+        assert resumed.after_epoch(resumed_model, epoch, scores[epoch]) == expected
+        assert trainable(resumed_model) == trainable(model)
+        if expected.step is Step.STOP:
+            break
