@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eyetune.data.images import is_image_name
 from eyetune.data.labels import natural
-from eyetune.data.records import Manifest, Record, check_consistent
+from eyetune.data.records import SPLITS, Manifest, Record, check_consistent
 from eyetune.data.tables import split_word
 from eyetune.errors import DataError, did_you_mean, listing
 
@@ -21,7 +21,11 @@ def read_manifest(root: Path, *, classes: Sequence[str] | None, labels_required:
         raise DataError(f"no folder at {root}.")
     top = _folders(root)
     divided = bool(top) and all(split_word(name) for name in top)
-    places = [(split_word(name), root / name) for name in top] if divided else [(None, root)]
+    places: list[tuple[str | None, Path]] = [(None, root)]
+    if divided:
+        places = sorted(
+            ((split_word(name), root / name) for name in top), key=lambda place: SPLITS.index(str(place[0]))
+        )
     names = sorted({name for _, folder in places for name in _folders(folder)}, key=natural)
     if not names:
         return _unlabelled(root, places, classes, labels_required)
@@ -36,7 +40,7 @@ def read_manifest(root: Path, *, classes: Sequence[str] | None, labels_required:
     notes = [f"classes, in this order: {', '.join(order)}"]
     other = 0
     for split, folder in places:
-        for name in _folders(folder):
+        for name in sorted(_folders(folder), key=natural):
             label = order.index(name) if name in order else None
             for file in _walk(folder / name):
                 if is_image_name(file.name):

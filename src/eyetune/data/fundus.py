@@ -110,6 +110,8 @@ def read_image(path: Path, *, short_side: int | None = None) -> Photo:
         raise DataError(f"{path}: {_not_an_image(path)}.") from None
     except Image.DecompressionBombError:
         raise DataError(f"{path}: more than {MAX_PIXELS // 1_000_000} million pixels; save it smaller.") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder, not an image.") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
     except DataError:
@@ -120,8 +122,6 @@ def read_image(path: Path, *, short_side: int | None = None) -> Photo:
 
 
 def _not_an_image(path: Path) -> str:
-    if path.is_dir():
-        return "a folder, not an image"
     with open(path, "rb") as stream:
         head = stream.read(512)
     if not head:
@@ -199,7 +199,7 @@ def find_field(image: Photo) -> Field:
         return whole
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     x, y, w, h, area = (int(value) for value in stats[largest])
-    if area < 0.1 * mask.size:
+    if area < 0.05 * mask.size:
         return whole
     across, down = width / small_size[0], height / small_size[1]
     return Field(

@@ -228,6 +228,10 @@ class Loader(DataLoader[Batch]):
     dataset: FundusDataset
     batches: EpochBatches
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # DataLoader draws from a generator at every start; without one of its own, from that of the training.
+        super().__init__(*args, **{"generator": torch.Generator(), **options})
+
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is: sets its order and its augmentation."""
         self.batches.set_epoch(epoch)

@@ -61,7 +61,8 @@ def _level(level: str) -> list[v2.Transform]:
             v2.RandomAffine(180, translate=(0.06, 0.06), scale=(0.8, 1.2), interpolation=bilinear),
             v2.ColorJitter(brightness=0.35, contrast=0.35, saturation=0.25),
             v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], p=0.3),
-            v2.RandomApply([v2.JPEG((40, 95))], p=0.3),
+            # (Noise, not v2.JPEG: torchvision's encoder is deprecated.)
+            v2.RandomApply([v2.GaussianNoise(0, 0.03)], p=0.3),
         ]
     raise UserError(f"unknown augment {level!r}.{did_you_mean(level, ('none', 'light', 'medium', 'strong'))}")
 
