@@ -244,6 +244,9 @@ class Loader(DataLoader[Batch]):
             if batch is None:
                 return
             if "error" in batch:
+                # End the workers now: left to the collector, in any order, they are waited for in vain for seconds.
+                self._iterator = None
+                del batches
                 raise DataError(f"{batch['error']}\nTo go on without such images: --data.skip-unreadable")
             yield batch
 
