@@ -23,6 +23,9 @@ from eyetune.train.loop import FitResult, fit
 from eyetune.train.rundir import ModelCard, RunDir
 from eyetune.train.task import ClassificationTask
 
+# The networks are tiny: a second thread only waits for the first.
+torch.set_num_threads(1)
+
 PIXELS = 32
 PREPROCESS = Preprocess(pixels=PIXELS, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), fit="pad")
 
@@ -95,11 +98,12 @@ def fit_tiny(
     resume: bool = False,
     features_once: bool = False,
     lr: float = 1e-3,
+    dropout: float = 0.1,
     **train: Any,
 ) -> tuple[Classifier, FitResult]:
     """One whole run on the CPU."""
     settings = TrainConfig(**({"epochs": 3, "batch_size": 4, "tensorboard": False} | train))
-    model, strategy = tiny_model(adapt)
+    model, strategy = tiny_model(adapt, dropout=dropout)
     task = ClassificationTask.of(train_manifest, settings)
     result = fit(
         model,
@@ -116,5 +120,4 @@ def fit_tiny(
         features_once=features_once,
         say=lambda line: None,
     )
-    torch.set_grad_enabled(True)
     return model, result

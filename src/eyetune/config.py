@@ -128,11 +128,6 @@ class Config(Section):
         return cls.parse(_override(content, overrides or {}), check_files=check_files, source=source)
 
     @classmethod
-    def from_overrides(cls, overrides: Mapping[str, Any], *, check_files: bool = True) -> Config:
-        """The defaults with values by dotted path over them. Raises ConfigError as :meth:`from_yaml` does."""
-        return cls.parse(_override({}, overrides), check_files=check_files, source="the flags")
-
-    @classmethod
     def parse(
         cls, content: Mapping[str, Any], *, check_files: bool = True, source: str = "the configuration"
     ) -> Config:
@@ -155,7 +150,8 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The whole configuration, defaults included, as YAML that :meth:`from_yaml` reads back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        content = self.model_dump(mode="json")
+        return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class Flag(NamedTuple):
@@ -238,12 +234,17 @@ class _Loader(yaml.SafeLoader):
         return result
 
 
-# PyYAML follows YAML 1.1, in which a float needs a dot: 5e-4 would be text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts text that :class:`_Loader` would take for a number between quotes."""
+
+
+for _side in (_Loader, _Dumper):
+    # PyYAML follows YAML 1.1, in which a float needs a dot: 5e-4 would be text.
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

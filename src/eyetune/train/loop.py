@@ -154,6 +154,7 @@ class _Trainer:
             self.progress = _read_progress(last.state, self.run)
             self.strategy.load_state(self.model, last.state["strategy"])
             self.strategy.load_checkpoint(self.model, last.tensors)
+            self.runtime.wait()  # all have read
             with self.runtime.main_first():
                 self.run.settle(self.progress.best_epoch)
         self.train_loader = train_loader
@@ -231,9 +232,8 @@ class _Trainer:
 
     def _note_best(self, epoch: int, value: float | None) -> bool:
         """Whether `epoch` is the best so far. A metric that is not defined is never the best."""
-        best = self.progress.best_value
-        signed = self._signed(value)
-        improved = signed is not None and (best is None or signed > (self._signed(best) or 0.0))
+        signed, best = self._signed(value), self._signed(self.progress.best_value)
+        improved = signed is not None and (best is None or signed > best)
         if improved:
             self.progress.best_epoch, self.progress.best_value, self.progress.waited = epoch, value, 0
         elif self.strategy.last_phase():
@@ -317,7 +317,6 @@ class _Trainer:
             self.run.save_best(
                 self.strategy.checkpoint(self.model), self.card.at(progress.best_epoch, self.task.metric, None)
             )
-            self.run.settle(progress.best_epoch)
             self._save_last(progress.best_epoch, None)
         else:
             self.runtime.wait()

@@ -1,0 +1,178 @@
+"""Device, precision and seeds; two processes are one large batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from eyetune import config, runtime
+from eyetune.errors import UserError
+from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
+
+
+def draw() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch() -> None:
+    first = Runtime("cpu", "fp32", seed=7)
+    first.seed_epoch(3)
+    drawn = draw()
+    draw()
+    Runtime("cpu", "fp32", seed=7).seed_epoch(3)
+    assert draw() == drawn
+    others = []
+    for seed, epoch, rank in ((7, 4, 0), (8, 3, 0), (7, 3, 1), (3, 7, 0)):
+        seed_everything(seed, epoch, rank)
+        others.append(draw())
+    for place in range(3):
+        assert len({values[place] for values in [drawn, *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_takes_the_fastest_device(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert choose_device("auto") == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda_bf16", "cpu_bf16", "expected"),
+    [
+        ("cuda", True, False, "bf16"),
+        ("cuda", False, True, "fp16"),
+        ("cpu", True, True, "bf16"),
+        ("cpu", True, False, "fp32"),
+        ("mps", True, True, "fp32"),
+    ],
+)
+def test_auto_takes_the_precision_the_hardware_multiplies(
+    monkeypatch: pytest.MonkeyPatch, device: str, cuda_bf16: bool, cpu_bf16: bool, expected: str
+) -> None:
+    monkeypatch.setattr(runtime, "_cuda_multiplies_bf16", lambda: cuda_bf16)
+    monkeypatch.setattr(runtime, "cpu_multiplies_bf16", lambda: cpu_bf16)
+    assert choose_precision("auto", device) == expected
+
+
+def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runtime, "_cuda_multiplies_bf16", lambda: False)
+    with pytest.raises(UserError, match=r"--device cuda: .* Use --device cpu"):
+        Runtime("cuda")
+    with pytest.raises(UserError, match="Did you mean 'cuda'"):
+        Runtime("cude")
+    with pytest.raises(UserError, match="needs a GPU"):
+        Runtime("cpu", "fp16")
+    with pytest.raises(UserError, match="Did you mean 'bf16'"):
+        Runtime("cpu", "bf61")
+    with pytest.raises(UserError, match="no bfloat16 arithmetic"):
+        choose_precision("bf16", "cuda")
+
+
+def test_precision_is_that_of_matrix_products_and_may_change_from_run_to_run() -> None:
+    """Accelerate itself refuses a second precision in one process."""
+    for precision, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        here = Runtime("cpu", precision)
+        with here.autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
+        assert here.precision == precision
+
+
+def test_the_configuration_knows_the_same_words() -> None:
+    """config.py cannot import runtime.py, which needs torch."""
+    for name, words in (("device", runtime.DeviceName), ("precision", runtime.PrecisionName)):
+        assert get_args(config.Config.model_fields[name].annotation) == get_args(words)
+
+
+def test_the_environment_says_what_decides_a_number_and_nobodys_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    home = str(Path.home())
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/eyetune", "finetune", f"{home}/data dir/x.yaml", "--train.lr", "1e-3"])
+    found = Runtime("cpu", "fp32", seed=5).describe()
+    assert found["command"] == "eyetune finetune '~/data dir/x.yaml' --train.lr 1e-3"
+    assert (found["precision"], found["seed"], found["processes"]) == ("fp32", 5, 1)
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"eyetune", "timm", "numpy"} <= set(found["versions"])
+    assert set(found) == {
+        *("command", "commit", "python", "system", "device", "precision", "processes", "threads", "seed"),
+        *("versions", "cuda"),
+    }
+    json.dumps(found, allow_nan=False)
+
+
+def test_batches_move_whole() -> None:
+    here = Runtime("cpu", "fp32")
+    batch = {"image": torch.ones(2), "nested": [torch.zeros(1)], "name": "x"}
+    moved = here.to_device(batch)
+    assert moved["name"] == "x"
+    assert moved["image"].device.type == "cpu"
+    assert isinstance(moved["nested"], list)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "TESTS")
+import torch
+from train_kit import Runtime, RunDir, ClassificationTask, TrainConfig, card, fit, make_loader, photographs, tiny_model
+from train_kit import PIXELS, PREPROCESS, FundusSettings
+from eyetune.train.features import can_compute_once
+
+kind, folder, size = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+runtime = Runtime("cpu", "fp32", seed=3)
+with runtime.main_first():
+    images, held_out = photographs(folder / "images", 11), photographs(folder / "val", 5, start=100)
+model, strategy = tiny_model(kind, dropout=0.0)
+for module in model.modules():
+    if type(module).__name__ == "DropPath":
+        module.drop_prob = 0.0
+    if isinstance(module, torch.nn.Dropout):
+        module.p = 0.0
+train = TrainConfig(epochs=2, batch_size=size, accumulate=2, tensorboard=True, warmup_epochs=0)
+settings = FundusSettings(pixels=PIXELS, fit="pad", crop=False, contrast="none")
+shard = (runtime.rank, runtime.processes)
+options = {"workers": 0, "seed": 3, "shard": shard}
+result = fit(
+    model, strategy, ClassificationTask.of(images, train),
+    make_loader(images, PREPROCESS, settings, batch_size=size, training=True, **options),
+    make_loader(held_out, PREPROCESS, settings, batch_size=2, training=False, **options),
+    run=RunDir.create(folder / "run", runtime.is_main), runtime=runtime, train=train, lr=1e-3, card=card(),
+    features_once=can_compute_once(strategy, train, "none"), say=lambda line: None,
+)
+if runtime.is_main:
+    torch.save({"weights": model.state_dict(), "history": result.history, "n": runtime.processes}, folder / "end.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora", "linear"])
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path, kind: str) -> None:
+    """Eleven images: the last batch is short, and not the same length in both processes."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.replace("TESTS", str(Path(__file__).parent)))
+    ends = []
+    for processes, size in ((1, 4), (2, 2)):
+        folder = tmp_path / str(processes)
+        launcher = [sys.executable]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([*launcher, str(script), kind, str(folder), str(size)], check=True, env=environment)
+        ends.append(torch.load(folder / "end.pt", weights_only=True))
+    assert [end["n"] for end in ends] == [1, 2]
+    assert ends[0]["weights"].keys() == ends[1]["weights"].keys()
+    for name, tensor in ends[0]["weights"].items():
+        torch.testing.assert_close(ends[1]["weights"][name], tensor, atol=2e-5, rtol=0, msg=name)
+    for one, two in zip(*(end["history"] for end in ends), strict=True):
+        for column in ("train_loss", "val_loss", "val_auroc_macro"):
+            assert two[column] == pytest.approx(one[column], abs=1e-5)
