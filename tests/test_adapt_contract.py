@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterator
-from functools import cache
 
 import pytest
 import torch
+from adapt_kit import REAL, SMALL, backbone, images
 from torch import nn
 from torch.nn import functional as F
 
 from eyetune.adapt import STRATEGIES, Step, parse_adapt
 from eyetune.adapt.classifier import Classifier
 from eyetune.adapt.strategy import Strategy
-from eyetune.backbones import load_backbone
 
-SMALL = {"test_vit": 32, "test_resnet": 32, "test_efficientnet": 32, "test_convnext": 32, "nano": 32}
-REAL = {
-    "resnet18": 64,
-    "efficientnet_b0": 64,
-    "convnext_atto": 64,
-    "swin_tiny_patch4_window7_224": 64,
-    "deit_tiny_patch16_224": 64,
-    "vit_tiny_patch16_224": 64,
-    "vit_small_patch14_reg4_dinov2": 56,
-}
-PIXELS = SMALL | REAL
-ARCHITECTURES = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in REAL)]
+ARCHITECTURES = [*SMALL, "nano", *(pytest.param(name, marks=pytest.mark.slow) for name in REAL)]
 CLASSES = 3
 LR = 0.01
 
@@ -36,44 +22,11 @@ every_strategy = pytest.mark.parametrize("kind", STRATEGIES.names())
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small only lose time to the threads of a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@cache
-def _prototype(architecture: str) -> Classifier:
-    torch.manual_seed(0)
-    backbone = load_backbone(architecture, weights="random", pixels=PIXELS[architecture])
-    # timm starts some branches at zero (the last batch norm of a residual block, layer scales, tokens): a parameter
-    # behind them would get no gradient, and a test of it would prove nothing.
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-        for name, buffer in backbone.named_buffers():
-            if name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
-    return Classifier(backbone, CLASSES, dropout=0.1)
-
-
-def fresh(architecture: str) -> Classifier:
-    return copy.deepcopy(_prototype(architecture))
-
-
 def prepared(kind: str, architecture: str) -> tuple[Classifier, Strategy]:
     torch.manual_seed(1)
     strategy = parse_adapt(kind).build()
-    model = strategy.apply(fresh(architecture))
+    model = strategy.apply(Classifier(backbone(architecture), CLASSES, dropout=0.1))
     return model, strategy
-
-
-def photographs(architecture: str, count: int = 4) -> torch.Tensor:
-    pixels = PIXELS[architecture]
-    return torch.randn(count, 3, pixels, pixels, generator=torch.Generator().manual_seed(2))
 
 
 def optimizer_for(model: Classifier, strategy: Strategy) -> torch.optim.Optimizer:
@@ -88,7 +41,7 @@ def train_two_steps(model: Classifier, strategy: Strategy, architecture: str) ->
     strategy.set_mode(model, True)
     for _ in range(2):
         optimizer.zero_grad()
-        F.cross_entropy(model(photographs(architecture)), torch.tensor([0, 1, 2, 0])).backward()
+        F.cross_entropy(model(images(architecture)), torch.tensor([0, 1, 2, 0])).backward()
         optimizer.step()
 
 
@@ -158,15 +111,15 @@ def test_a_checkpoint_brings_the_same_outputs_back_bit_by_bit(kind: str, archite
     model, strategy = prepared(kind, architecture)
     train_two_steps(model, strategy, architecture)
     strategy.set_mode(model, False)
-    images = photographs(architecture)
+    photographs = images(architecture)
 
     other, other_strategy = prepared(kind, architecture)
     other_strategy.set_mode(other, False)
     with torch.no_grad():
-        expected, untrained = model(images), other(images)
+        expected, untrained = model(photographs), other(photographs)
         other_strategy.load_checkpoint(other, strategy.checkpoint(model))
 
-        assert torch.equal(other(images), expected)
+        assert torch.equal(other(photographs), expected)
     assert not torch.equal(untrained, expected)
 
 
@@ -174,16 +127,16 @@ def test_a_checkpoint_brings_the_same_outputs_back_bit_by_bit(kind: str, archite
 @every_architecture
 def test_eval_mode_is_deterministic_and_half_precision_works(kind: str, architecture: str) -> None:
     model, strategy = prepared(kind, architecture)
-    images = photographs(architecture)
+    photographs = images(architecture)
     strategy.set_mode(model, False)
 
     with torch.no_grad():
-        assert torch.equal(model(images), model(images))
+        assert torch.equal(model(photographs), model(photographs))
     assert not any(module.training for module in model.modules())
 
     strategy.set_mode(model, True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(images)
+        logits = model(photographs)
     assert logits.dtype == torch.bfloat16
     F.cross_entropy(logits.float(), torch.tensor([0, 1, 2, 0])).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from adapt_kit import backbone
 from pydantic import ValidationError
 from torch import nn
 
@@ -16,9 +17,9 @@ from eyetune.backbones import load_backbone
 from eyetune.errors import ConfigError, RunError
 
 
-def classifier(name: str = "test_vit", **options: object) -> Classifier:
+def classifier(name: str = "test_vit", dropout: float = 0.0) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(load_backbone(name, weights="random", pixels=32), 5, **options)  # type: ignore[arg-type]
+    return Classifier(backbone(name), 5, dropout=dropout)
 
 
 def trainable_groups(model: Classifier) -> list[str]:
@@ -106,8 +107,7 @@ def test_full_gives_each_layer_the_share_of_the_one_above() -> None:
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext", "vit_small_patch14_reg4_dinov2"])
 def test_biases_norms_tokens_and_layer_scales_take_no_weight_decay(name: str) -> None:
-    pixels = 28 if "patch14" in name else 32
-    model = Classifier(load_backbone(name, weights="random", pixels=pixels), 5)
+    model = classifier(name)
     strategy = Full(FullConfig())
     strategy.apply(model)
     names = {id(parameter): own for own, parameter in model.named_parameters()}
@@ -245,8 +245,7 @@ def test_two_blocks_are_the_top_of_each_architecture(name: str, pixels: int, exp
 def test_two_blocks_of_a_network_of_24_are_22_and_23() -> None:
     """Not 10 and 11, as the pattern of the guides has it."""
     with torch.device("meta"):
-        backbone = load_backbone("retfound", weights="random")
-    layers = backbone.layer_groups()
+        layers = load_backbone("retfound", weights="random").layer_groups()
 
     assert [layer.name for layer in layers[-top_layers(layers, 2) :]] == ["blocks.22", "blocks.23", "norm"]
 

@@ -10,6 +10,7 @@ import peft
 import pytest
 import timm
 import torch
+from adapt_kit import REAL, SMALL, backbone, images, pixels
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,30 +27,10 @@ from eyetune.adapt.lora import (
     save_adapter,
     use_adapter,
 )
-from eyetune.backbones import Backbone, load_backbone
+from eyetune.backbones import load_backbone
 from eyetune.errors import ConfigError, RunError
 
-SMALL = ("test_vit", "test_resnet", "test_efficientnet", "test_convnext")
-REAL = ("resnet18", "efficientnet_b0", "convnext_atto", "swin_tiny_patch4_window7_224", "deit_tiny_patch16_224")
 ARCHITECTURES = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in REAL)]
-
-
-def backbone(name: str = "test_vit", seed: int = 0) -> Backbone:
-    """A network whose branches all count (timm starts some of them at zero)."""
-    torch.manual_seed(seed)
-    built = load_backbone(name, weights="random", pixels=64 if "swin" in name else 32)
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-        for own, buffer in built.named_buffers():
-            if own.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5)
-    return built
-
-
-def images(name: str = "test_vit") -> torch.Tensor:
-    pixels = 64 if "swin" in name else 32
-    return torch.randn(3, 3, pixels, pixels, generator=torch.Generator().manual_seed(3))
 
 
 def trained(name: str = "test_vit", classes: int = 5, seed: int = 0, **settings: Any) -> Classifier:
@@ -62,7 +43,7 @@ def trained(name: str = "test_vit", classes: int = 5, seed: int = 0, **settings:
     strategy.set_mode(model, True)
     for _ in range(3):
         optimizer.zero_grad()
-        F.cross_entropy(model(images(name)), torch.tensor([0, 1, 2]) % classes).backward()
+        F.cross_entropy(model(images(name)), torch.tensor([0, 1, 2, 0]) % classes).backward()
         optimizer.step()
     strategy.set_mode(model, False)
     return model
@@ -282,7 +263,7 @@ def test_a_saved_adapter_gives_the_same_outputs_again(name: str, tmp_path: Path)
 def test_plain_peft_reads_the_adapter_over_the_plain_timm_network(name: str, tmp_path: Path) -> None:
     model = trained(name)
     save_adapter(model, tmp_path)
-    size = {"img_size": images(name).shape[-1]} if name.startswith(("test_vit", "swin", "deit")) else {}
+    size = {"img_size": pixels(name)} if name.startswith(("test_vit", "vit", "swin", "deit")) else {}
     weights = backbone(name).network.state_dict()
 
     whole = timm.create_model(name, num_classes=5, **size)
