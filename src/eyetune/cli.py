@@ -18,6 +18,7 @@ INTERRUPTED = 130
 app = App(
     name="eyetune",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # `main` says what was kept
     help="Adapt retinal foundation models to your own fundus photographs, and learn how good the result is. "
     "For research; not a medical device.",
     help_epilogue="Every verb: --help; --traceback shows where an error arose. Start with: eyetune demo",
