@@ -15,12 +15,13 @@ PACKAGE = Path(eyetune.__file__).parent
 
 # Floor by floor, from the ground up. A room may import from lower floors only, and from itself.
 FLOORS = [
-    {"errors", "files", "progress"},
+    {"errors"},
+    {"files", "progress"},
     {"registry", "runtime", "section"},
     {"backbones"},
     {"data", "adapt"},
     {"metrics", "config"},
-    {"train"},
+    {"train", "flags"},
     {"clip"},
     {"verbs"},
     {"cli"},
