@@ -107,7 +107,9 @@ def retfound_green() -> dict[str, Any]:
 def visionfm(*, module: bool = False) -> dict[str, Any]:
     """As `VFM_Fundus_weights.pth`: student and teacher; `module` for the copies that carry DDP's prefix."""
     keys = golden("visionfm")["checkpoint_keys"]
-    teacher = tensors({**keys, "head.mlp.0.weight": (64, 768), "head.mlp.0.bias": (64,), "head.last_layer.weight_g": (8, 1)})
+    teacher = tensors(
+        {**keys, "head.mlp.0.weight": (64, 768), "head.mlp.0.bias": (64,), "head.last_layer.weight_g": (8, 1)}
+    )
     student = {f"module.{key}": value + 1 for key, value in teacher.items()}
     student["module.backbone.masked_embed"] = torch.zeros(1, 768)
     return {
@@ -124,7 +126,9 @@ def visionfm(*, module: bool = False) -> dict[str, Any]:
 def retclip(*, text_layers: int = 12) -> dict[str, Any]:
     """As `ret-clip.pt`: flat, with DDP's prefix. Three text layers give the small RBT3 text tower."""
     keys = expand(golden("retclip")["checkpoint_keys"])
-    kept = {k: s for k, s in keys.items() if not (m := re.search(r"encoder\.layer\.(\d+)\.", k)) or int(m[1]) < text_layers}
+    kept = {
+        k: s for k, s in keys.items() if not (m := re.search(r"encoder\.layer\.(\d+)\.", k)) or int(m[1]) < text_layers
+    }
     return tensors(kept)
 
 

@@ -181,24 +181,29 @@ def _as_pairs(patterns: Any) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def _depths_by_children(network: nn.Module, names: list[str]) -> list[_Depth]:
-    """One group a child of the network; children that are sequences count block by block."""
+    """What a child that is a sequence holds counts block by block; what comes before and after are stem and tail.
+
+    Without a sequence, every child is a block.
+    """
     sequences = {name for name, child in network.named_children() if isinstance(child, nn.Sequential | nn.ModuleList)}
-    groups: dict[str, list[str]] = {}
+    blocks: dict[str, list[str]] = {}
+    before: list[str] = []
+    after: list[str] = []
     for name in names:
         top, _, rest = name.partition(".")
-        groups.setdefault(
-            f"{top}.{rest.partition('.')[0]}" if top in sequences else "" if not rest else top, []
-        ).append(name)
-    blocks = [index for index, key in enumerate(groups) if "." in key] or list(range(len(groups)))
-    depths: list[_Depth] = []
-    for index, (key, members) in enumerate(groups.items()):
-        kind: Literal["stem", "block", "tail"] = "block"
-        if index < blocks[0]:
-            kind = "stem"
-        elif index > blocks[-1]:
-            kind = "tail"
-        depths.append((kind, key or "parameters", members))
-    return depths
+        if top in sequences:
+            # Whatever stood between two sequences belongs to the block before it.
+            if blocks:
+                blocks[next(reversed(blocks))].extend(after)
+                after = []
+            blocks.setdefault(f"{top}.{rest.partition('.')[0]}", []).append(name)
+        elif sequences:
+            (after if blocks else before).append(name)
+        else:
+            blocks.setdefault(top if rest else "parameters", []).append(name)
+    groups: list[_Depth] = [("block", key, members) for key, members in blocks.items()]
+    ends: list[_Depth] = [("stem", "", before), ("tail", "", after)]
+    return [group for group in (ends[0], *groups, ends[1]) if group[2]]
 
 
 def _name(kind: str, names: list[str]) -> str:
