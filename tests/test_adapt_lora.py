@@ -153,6 +153,18 @@ def test_looking_for_layers_leaves_the_network_as_it_was() -> None:
     assert not any(module._forward_pre_hooks for module in base.modules())
 
 
+class _LooksAtValues(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.abs().max().item() >= 0 else x
+
+
+def test_layers_are_found_in_a_network_that_looks_at_values() -> None:
+    base = backbone()
+    base.network = _LooksAtValues(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+
+    assert list(adaptable_layers(base)) == ["2"]
+
+
 # Training
 
 

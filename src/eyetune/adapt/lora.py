@@ -195,7 +195,6 @@ def adaptable_layers(backbone: Backbone) -> dict[str, bool]:
     change their weight before they use it, and layers whose weight the network uses without calling them (the
     attention of EVA, BEiT and Swin v2, ``nn.MultiheadAttention``): an adapter there would do nothing, silently.
     """
-    import torch
     from torch import nn
 
     plain: dict[str, nn.Module] = {}
@@ -209,20 +208,36 @@ def adaptable_layers(backbone: Backbone) -> dict[str, bool]:
         module.register_forward_pre_hook(lambda _module, _inputs, name=name: called.add(name))
         for name, module in plain.items()
     ]
-    modes = {module: module.training for module in backbone.modules()}
-    parameter = next(backbone.parameters())
-    pixels = backbone.preprocess.pixels
     try:
-        backbone.eval()
-        with torch.no_grad():
-            backbone.features(torch.zeros(1, 3, pixels, pixels, device=parameter.device, dtype=parameter.dtype))
+        _dry_run(backbone)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     stem = {id(p) for group in backbone.layer_groups() if group.kind == "stem" for _, p in group.parameters}
     return {name: id(module.weight) in stem for name, module in plain.items() if name in called}
+
+
+def _dry_run(backbone: Backbone) -> None:
+    """Compute the features of one image for the sake of hooks: by shapes alone, or in earnest where that fails."""
+    import torch
+    from torch.func import functional_call
+
+    pixels = backbone.preprocess.pixels
+    parameter = next(backbone.parameters())
+    tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+    modes = {module: module.training for module in backbone.modules()}
+    try:
+        backbone.eval()
+        with torch.no_grad():
+            try:
+                functional_call(backbone, shapes, (torch.empty(1, 3, pixels, pixels, device="meta"),))
+            except (NotImplementedError, RuntimeError):
+                # The network looks at values or keeps tensors that are not registered: it needs real numbers.
+                backbone(torch.zeros(1, 3, pixels, pixels, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def peft_classifier(backbone: Backbone) -> str | None:
