@@ -62,7 +62,8 @@ class KeyLayout:
         containers: where the weights may lie, best first; any other mapping of tensors is tried after these.
         prefixes: removed from the front of a key, repeatedly.
         rename: regular expression -> replacement, applied to the key without prefixes; each is tried in turn.
-        transpose: names (in the network) of matrices that the file holds transposed.
+        transpose: names (in the network) of matrices that the published file holds transposed; not square, so that
+            their shape tells whether they are.
         dropped: regular expression -> why a key that has no place in the network is left out.
         fresh: regular expression -> why a network tensor may keep its initial value.
     """

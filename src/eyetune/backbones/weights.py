@@ -351,7 +351,9 @@ def _plan_container(
     dropped, unexplained, mismatched = [], [], []
     for key, tensor in tensors.items():
         name = key if key in expected else layout.target(key)
-        if name in expected and name not in steps:
+        if name in steps:  # a second key for the same place: neither can be trusted
+            unexplained.append(key)
+        elif name in expected:
             step = _step(spec, network, key, tensor, name=name, wanted=tuple(expected[name].shape))
             if step is None:
                 shapes = f"{_text(tensor.shape)} in the file, {_text(expected[name].shape)} in the network"
@@ -386,7 +388,7 @@ def _step(
     spec: BackboneSpec, network: nn.Module, key: str, tensor: Tensor, *, name: str, wanted: tuple[int, ...]
 ) -> _Step | None:
     """How `tensor` becomes the network's `name` of shape `wanted`, or None when it cannot."""
-    transpose = name in spec.layout.transpose and tensor.ndim == 2
+    transpose = name in spec.layout.transpose and tensor.ndim == 2 and tuple(tensor.shape) != wanted
     shape = tuple(reversed(tensor.shape)) if transpose else tuple(tensor.shape)
     if shape == wanted:
         return _Step(key, name, transpose, None, "transposed" if transpose else "")

@@ -86,9 +86,7 @@ def _findings(found: Inspection) -> list[str]:
     lines += found.report.summary().splitlines()[1:]
     if found.whole:
         pool = f"  pool: {found.pool}" if found.needs_pool else ""
-        verdict = (
-            f"It would load whole. In a configuration:\n  backbone: {found.family}\n  weights: {found.path}\n{pool}"
-        )
+        verdict = f"It would load whole. Under `model:`\n  backbone: {found.family}\n  weights: {found.path}\n{pool}"
     else:
         verdict = f"It would not load whole into {found.family}, the backbone it was judged as."
     return [*lines, verdict.rstrip()]
