@@ -65,8 +65,8 @@ def _cut(pool: list[Record], shares: Mapping[str, float], num_classes: int, seed
         key = ("image", record.name) if record.patient is None else ("patient", record.patient)
         groups[key].append(record)
     names = ["train", *shares]
+    what = "patients" if any(kind == "patient" for kind, _ in groups) else "images"
     if len(groups) < len(names):
-        what = "patients" if any(kind == "patient" for kind, _ in groups) else "images"
         raise DataError(
             f"{source}: {len(groups)} {what} cannot be cut into {', '.join(names)}; give more, or set data.val or "
             "data.test to 0."
@@ -79,20 +79,22 @@ def _cut(pool: list[Record], shares: Mapping[str, float], num_classes: int, seed
             counts[index, num_classes if record.label is None else record.label] += 1
     counts[:, -1] = counts.sum(axis=1)
     targets = _targets(counts, np.array([1 - sum(shares.values()), *shares.values()]))
+    # Every class weighs the same, and the total as much as a class.
+    weights = 1 / np.maximum(counts.sum(axis=0), 1)
     filled = np.zeros_like(targets)
     assigned: dict[str, str] = {}
     for index, key in enumerate(order):
         group = counts[index]
         # Squared distance to the targets, after minus before: rises least where the group is most wanted.
-        rise = ((2 * (filled - targets) + group) * group / np.maximum(counts.sum(axis=0), 1)).sum(axis=1)
+        rise = ((2 * (filled - targets) + group) * group * weights).sum(axis=1)
         best = int(np.argmin(rise))
         filled[best] += group
         assigned.update((record.name, names[best]) for record in groups[key])
     empty = [name for name, total in zip(names, filled[:, -1], strict=True) if not total]
     if empty:
         raise DataError(
-            f"{source}: {len(groups)} patients of very different size leave nothing for {', '.join(empty)}; raise "
-            f"{' and '.join(f'data.{name}' for name in empty if name != 'train') or 'the number of patients'}."
+            f"{source}: {len(groups)} {what} leave nothing for {', '.join(empty)}; raise "
+            f"{' and '.join(f'data.{name}' for name in empty if name != 'train') or f'the number of {what}'}."
         )
     return assigned
 
