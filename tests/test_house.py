@@ -16,7 +16,7 @@ PACKAGE = Path(eyetune.__file__).parent
 # Floor by floor, from the ground up. A room may import from lower floors only, and from itself.
 FLOORS = [
     {"errors"},
-    {"files", "progress"},
+    {"files", "progress", "terminal"},
     {"registry", "runtime", "section"},
     {"backbones"},
     {"data", "adapt"},

@@ -10,12 +10,20 @@ import re
 import textwrap
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from eyetune.config import flags
 from eyetune.errors import ConfigError
+
+#: Options that several verbs share, outside the configuration.
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Workers = Annotated[int, Parameter(validator=Number(gte=0))] | Literal["auto"]
+BatchSize = Annotated[int, Parameter(validator=Number(gte=1))]
 
 #: Short names for what people type most.
 SHORT = {"skip_unreadable": "data.skip_unreadable"}

@@ -1,8 +1,13 @@
-"""Strategies: what trains, at which rate, in which mode. Importing this package does not import torch."""
+"""Strategies: what trains, at which rate, in which mode. Importing this package does not import torch.
+
+Every file here is a strategy and registers itself, but for the two that strategies are made of.
+"""
 
 from __future__ import annotations
 
-from eyetune.adapt import freezing, lora
+import importlib
+import pkgutil
+
 from eyetune.adapt.strategy import (
     STRATEGIES,
     Advance,
@@ -26,7 +31,11 @@ __all__ = [
     "adapt_union",
     "count_parameters",
     "describe_parameters",
-    "freezing",
-    "lora",
     "parse_adapt",
 ]
+
+_FOUNDATIONS = ("classifier", "strategy")
+
+for _file in pkgutil.iter_modules(__path__):
+    if _file.name not in _FOUNDATIONS:
+        importlib.import_module(f"{__name__}.{_file.name}")

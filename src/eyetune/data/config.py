@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eyetune.section import Section
 
@@ -52,6 +52,16 @@ class DataConfig(Section):
     """Make the image square by pad or squash. Not given: as the backbone was trained."""
     skip_unreadable: bool = False
     """Leave out images that cannot be read, and report them, instead of stopping."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """Accept numbers for names, and `mild,severe` for the list."""
+        if isinstance(value, str):
+            value = value.split(",")
+        if isinstance(value, (list, tuple)):
+            return tuple(str(name).strip() if isinstance(name, (int, str)) else name for name in value)
+        return value
 
     @model_validator(mode="after")
     def _coherent(self) -> DataConfig:

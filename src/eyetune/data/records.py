@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from eyetune.errors import DataError, listing
+from eyetune.errors import DataError, did_you_mean, listing
 
 if TYPE_CHECKING:
     from eyetune.data.config import DataConfig
@@ -175,6 +175,21 @@ class Manifest(Sequence[Record]):
     def with_records(self, records: Iterable[Record], *notes: str) -> Manifest:
         """The same manifest with other records, and `notes` added."""
         return replace(self, records=tuple(records), notes=(*self.notes, *notes))
+
+    def with_classes(self, classes: Sequence[str]) -> Manifest:
+        """The same photographs with their labels as indexes into `classes`, matched by name.
+
+        Raises DataError when a class of this manifest is none of `classes`.
+        """
+        order = tuple(classes)
+        if unknown := [name for name in self.classes if name not in order]:
+            raise DataError(
+                f"{self.source}: its classes {', '.join(unknown)} are none of {', '.join(order)}."
+                + did_you_mean(unknown[0], order)
+            )
+        place = [order.index(name) for name in self.classes]
+        records = [replace(r, label=None if r.label is None else place[r.label]) for r in self.records]
+        return replace(self, records=tuple(records), classes=order)
 
     def class_counts(self) -> tuple[int, ...]:
         """Number of records of each class, int[K]; records without a label are not counted."""

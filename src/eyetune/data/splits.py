@@ -54,6 +54,11 @@ def _remarks(manifest: Manifest) -> list[str]:
         absent = [c for c, count in zip(manifest.classes, part.class_counts(), strict=True) if not count]
         if absent and any(label is not None for label in part.labels):
             notes.append(f"the {name} split has no image of {', '.join(absent)}: its scores say nothing of that")
+    if all(record.patient is None for record in manifest):
+        notes.append(
+            "no patient column: every image counts as a patient of its own, so two photographs of one patient may fall "
+            "into train and test and make the scores too good; name the column in data.patient_column"
+        )
     sizes = ", ".join(f"{name} {len(manifest.select(name))}" for name in manifest.splits)
     return [f"images: {sizes}", *notes]
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from eyetune.metrics import plots
@@ -52,12 +51,6 @@ def headline_metrics(classes: tuple[str, ...]) -> tuple[str, ...]:
     chosen = _GRADED_HEADLINE if is_graded_dr(classes) else _HEADLINE
     primary = primary_metric(classes)
     return chosen if primary in chosen else (primary, *chosen)
-
-
-def show_scores(content: Mapping[str, Any]) -> None:
-    """Print :func:`scores_table`, at full width where the output is no terminal."""
-    console = Console()
-    Console(width=None if console.is_terminal else 140).print(scores_table(content))
 
 
 def scores_table(content: Mapping[str, Any]) -> Table:

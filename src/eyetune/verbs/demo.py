@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from eyetune.config import Config
 from eyetune.errors import UserError
 from eyetune.files import atomic, write_json
+from eyetune.flags import Device, Precision
 from eyetune.progress import duration
+from eyetune.terminal import show
 from eyetune.verbs.data import synth
 from eyetune.verbs.evaluate import evaluate, open_dataset
 from eyetune.verbs.finetune import finetune
@@ -35,7 +37,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-def command(*, out: Path = Path("demo"), seed: int = SEED, device: str = "auto", precision: str = "auto") -> None:
+def command(
+    *, out: Path = Path("demo"), seed: int = SEED, device: Device = "auto", precision: Precision = "auto"
+) -> None:
     """Adapt a small retinal model to DR grades on drawn eyes, and see how much of it another camera takes away.
 
     Draws two cameras, trains a linear probe and LoRA on the first, scores both on unseen patients of the first and
@@ -85,7 +89,6 @@ def _step(number: int, text: str) -> None:
 
 def _show(runs: Mapping[str, Run], scores: Mapping[str, dict[str, Any]]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from eyetune.adapt.strategy import count_parameters
@@ -97,7 +100,7 @@ def _show(runs: Mapping[str, Run], scores: Mapping[str, dict[str, Any]]) -> None
     for name, found in scores.items():
         home, away = (_qwk(found, dataset) for dataset in ("test", AWAY))
         table.add_row(name, f"{count_parameters(runs[name].model)[0]:,}", *map(_text, (home, away, home - away)))
-    Console(width=100).print(table)
+    show(table)
     print("QWK: agreement with the true grades, quadratic-weighted kappa; 1 is perfect, 0 is chance.")
 
 

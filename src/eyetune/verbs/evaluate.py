@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from eyetune.errors import ConfigError, DataError
+from eyetune.flags import BatchSize, Device, Precision, Workers
 
 if TYPE_CHECKING:
-    from eyetune.data.loader import Workers
     from eyetune.data.records import Manifest
     from eyetune.train.run import Run
 
@@ -29,10 +28,10 @@ def command(
     patient_column: str | None = None,
     eye_column: str | None = None,
     skip_unreadable: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
-    workers: Annotated[int, Parameter(validator=Number(gte=0))] | Literal["auto"] = "auto",
-    batch_size: Annotated[int, Parameter(validator=Number(gte=1))] = 32,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = "auto",
+    batch_size: BatchSize = 32,
     weights: str | None = None,
 ) -> None:
     """Score a run on datasets it was not trained on, next to its own test split.
@@ -54,7 +53,8 @@ def command(
         weights: Where the base weights are now, when they moved since training.
     """
     from eyetune.data.loader import check_readable
-    from eyetune.train.results import show_scores
+    from eyetune.terminal import show
+    from eyetune.train.results import scores_table
     from eyetune.train.run import load_run
 
     named = dict(parse_dataset(word) for word in data)
@@ -73,7 +73,7 @@ def command(
         for note in manifest.notes:
             print(f"{name}: {note}")
         manifests[name] = manifest
-    show_scores(evaluate(trained, manifests, workers=workers, batch_size=batch_size))
+    show(scores_table(evaluate(trained, manifests, workers=workers, batch_size=batch_size)))
 
 
 def evaluate(
@@ -83,24 +83,21 @@ def evaluate(
 
     Args:
         run: the trained run.
-        datasets: name -> manifest whose classes are the run's. The names `val` and `test` belong to the run itself.
+        datasets: name -> manifest; its classes are all among the run's. The names `train`, `val` and `test` belong to
+            the run itself.
         workers: processes that read images, or "auto".
         batch_size: images in one forward pass.
 
-    Raises DataError for other classes than the run's, a taken name, or an image that cannot be read.
+    Raises DataError for a class the run does not know, a taken name, or an image that cannot be read.
     """
     from eyetune.train.results import add_scores
 
-    for name, manifest in datasets.items():
+    for name in datasets:
         if name in ("train", "val", REFERENCE):
             raise DataError(f"the name {name!r} belongs to the run's own split; call the dataset otherwise.")
-        if manifest.classes != run.classes:
-            raise DataError(
-                f"{name}: its classes ({', '.join(manifest.classes)}) are not the run's ({', '.join(run.classes)}). "
-                "Open it with classes=run.classes."
-            )
     tables = {
-        name: run.predictions(manifest, workers=workers, batch_size=batch_size) for name, manifest in datasets.items()
+        name: run.predictions(manifest.with_classes(run.classes), workers=workers, batch_size=batch_size)
+        for name, manifest in datasets.items()
     }
     return add_scores(run.folder, tables)
 

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from eyetune.config import Config
 from eyetune.errors import ConfigError
 from eyetune.flags import help_text, parse
+from eyetune.terminal import show
 
 if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
@@ -139,8 +140,7 @@ class _Job:
         self.folder.write_config(self.config)
         self.folder.write_environment(self.runtime.describe())
         report = self.model.backbone.report
-        if report is not None:
-            self.folder.write_load_report(report.to_dict())
+        self.folder.write_load_report(report.to_dict() if report else {"weights": "random", "loaded": {}})
         if not self.runtime.is_main:
             return
         write_splits(self.manifest, self.folder.splits_file)
@@ -182,7 +182,7 @@ class _Job:
     def score(self, run: Run, fitted: FitResult) -> None:
         """Predict and score val and test with the best epoch, draw the plots, say what came of it."""
         from eyetune.metrics import plots
-        from eyetune.train.results import OWN, add_scores, show_scores
+        from eyetune.train.results import OWN, add_scores, scores_table
 
         size = self.config.train.batch_size
         tables = {
@@ -198,7 +198,7 @@ class _Job:
         chosen = "" if fitted.best_value is None else f", {fitted.metric} {fitted.best_value:.3f} on validation"
         print(f"best epoch: {fitted.best_epoch + 1} of {fitted.epochs}{chosen}")
         if tables:
-            show_scores(content)
+            show(scores_table(content))
         print(f"run folder: {self.folder.path} (metrics.json, predictions/, plots/)")
         print("For research; not a medical device.")
 

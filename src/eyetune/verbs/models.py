@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from eyetune.terminal import show
+
 if TYPE_CHECKING:
     from eyetune.backbones import BackboneSpec, Inspection
 
@@ -16,7 +18,6 @@ PROBLEMS_FOUND = 1
 def list_models() -> None:
     """Every backbone: width, pixels, normalisation, pooling, licence, and where its weights are."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from eyetune.backbones import BACKBONES
@@ -26,12 +27,10 @@ def list_models() -> None:
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     for name, spec in BACKBONES:
         table.add_row(name, *_row(spec))
-    console = Console()
-    console.print(table)
-    console.print(
+    show(
+        table,
         "The first pooling is the default; * squashes photographs to a square instead of padding them.\n"
         "Any timm name works as well: resnet50, efficientnet_b3, vit_base_patch16_224, …",
-        highlight=False,
     )
 
 

@@ -6,16 +6,15 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from eyetune.errors import DataError
 from eyetune.files import atomic
+from eyetune.flags import BatchSize, Device, Precision, Workers
 
 if TYPE_CHECKING:
-    from eyetune.data.loader import Workers
     from eyetune.data.records import Record
     from eyetune.train.run import Run
 
@@ -29,10 +28,10 @@ def command(
     *,
     out: Path | None = None,
     images: Path | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    workers: Annotated[int, Parameter(validator=Number(gte=0))] | Literal["auto"] = "auto",
-    batch_size: Annotated[int, Parameter(validator=Number(gte=1))] = 32,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = "auto",
+    batch_size: BatchSize = 32,
     weights: str | None = None,
 ) -> None:
     """Predict photographs with a run: class and probabilities, one row an image.
