@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from eyetune.backbones.backbone import Preprocess
-from eyetune.data.records import Manifest, Record
+from eyetune.data.record import Record
+from eyetune.data.records import Manifest
 
 # On a busy machine a second thread only waits for the first.
 torch.set_num_threads(1)

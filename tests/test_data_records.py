@@ -10,7 +10,8 @@ import pytest
 from data_kit import manifest, records, touch
 
 from eyetune.data.config import DataConfig
-from eyetune.data.records import Manifest, Record, open_manifest
+from eyetune.data.record import Record
+from eyetune.data.records import Manifest, open_manifest
 from eyetune.errors import DataError
 
 Table = Callable[..., Path]

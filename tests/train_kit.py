@@ -17,7 +17,8 @@ from eyetune.backbones.backbone import BACKBONES, Backbone, Preprocess
 from eyetune.config import TrainConfig
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.loader import Loader, make_loader
-from eyetune.data.records import Manifest, Record
+from eyetune.data.record import Record
+from eyetune.data.records import Manifest
 from eyetune.runtime import Runtime, seed_everything
 from eyetune.train.loop import FitResult, fit
 from eyetune.train.rundir import ModelCard, RunDir

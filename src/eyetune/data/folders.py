@@ -8,15 +8,15 @@ from pathlib import Path
 
 from eyetune.data.images import is_image_name
 from eyetune.data.labels import natural
-from eyetune.data.records import SPLITS, Manifest, Record, check_consistent
+from eyetune.data.record import SPLITS, Reading, Record, check_consistent
 from eyetune.data.tables import split_word
 from eyetune.errors import DataError, did_you_mean, listing
 
 _JUNK = ("__macosx", "lost+found", "@eadir")
 
 
-def read_manifest(root: Path, *, classes: Sequence[str] | None, labels_required: bool) -> Manifest:
-    """The manifest of a folder; see :meth:`Manifest.from_folder`."""
+def read(root: Path, *, classes: Sequence[str] | None, labels_required: bool) -> Reading:
+    """The photographs of a folder; see :meth:`Manifest.from_folder`."""
     if not root.is_dir():
         raise DataError(f"no folder at {root}.")
     top = _folders(root)
@@ -53,12 +53,12 @@ def read_manifest(root: Path, *, classes: Sequence[str] | None, labels_required:
     if not records:
         raise DataError(f"{root}: no images in its class folders {', '.join(names)}.")
     check_consistent(records, str(root))
-    return Manifest(tuple(records), order, str(root), tuple(notes))
+    return Reading(tuple(records), order, str(root), tuple(notes))
 
 
 def _unlabelled(
     root: Path, places: Sequence[tuple[str | None, Path]], classes: Sequence[str] | None, labels_required: bool
-) -> Manifest:
+) -> Reading:
     files = [(split, file) for split, folder in places for file in _walk(folder) if is_image_name(file.name)]
     if not files:
         raise DataError(f"{root}: no class folders and no images in it.")
@@ -70,7 +70,7 @@ def _unlabelled(
     for split, file in files:
         name = file.relative_to(root).as_posix()
         records.append(Record(image=file, label=None, name=name, row=name, split=split))
-    return Manifest(tuple(records), tuple(str(name) for name in classes or ()), str(root))
+    return Reading(tuple(records), tuple(str(name) for name in classes or ()), str(root))
 
 
 def _folders(folder: Path) -> list[str]:

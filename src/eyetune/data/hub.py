@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from eyetune import files
 from eyetune.data import tables
 from eyetune.data.config import IGNORE
-from eyetune.data.records import Manifest
+from eyetune.data.record import Reading
 from eyetune.errors import DataError, MissingExtra, did_you_mean
 from eyetune.progress import track
 
@@ -46,10 +46,10 @@ class _Copy:
     classes: list[str] | None
 
 
-def read_manifest(
+def read(
     name: str, *, columns: Mapping[str, str | None], classes: Sequence[str] | None, labels_required: bool
-) -> Manifest:
-    """The manifest of a dataset; see :meth:`Manifest.from_huggingface`.
+) -> Reading:
+    """The photographs of a dataset; see :meth:`Manifest.from_huggingface`.
 
     `name` is a folder (saved with save_to_disk, or holding Parquet files), or NAME, NAME@REVISION, NAME:CONFIGURATION
     on the hub. A dataset with a single split counts as not split.

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eyetune.data.config import AugmentConfig
 from eyetune.data.fundus import FundusSettings, load_square, read_image
-from eyetune.data.records import Manifest, Record
+from eyetune.data.record import Record
+from eyetune.data.records import Manifest
 from eyetune.data.transforms import eval_transform, train_transform
 from eyetune.errors import DataError, UserError, listing
 from eyetune.progress import track

@@ -1,48 +1,21 @@
-"""Record and Manifest: which photographs there are, what is known of each, and what the classes are.
+"""Manifest: which photographs there are, what is known of each, and what the classes are.
 
 Everything wrong with a table is said here, all faults of one kind together, with the rows they are in.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+from eyetune.data.record import SPLITS, Record
 from eyetune.errors import DataError, did_you_mean, listing
 
 if TYPE_CHECKING:
     from eyetune.data.config import DataConfig
-
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One photograph.
-
-    Attributes:
-        image: the file.
-        label: index into the manifest's classes; None when unknown.
-        name: the image as the table names it; unique in a manifest.
-        row: where the record stands, for messages ("train.csv row 17"; the header is row 1, as a spreadsheet counts).
-        patient: patient identifier, as in the table.
-        eye: "left" or "right" when the table's word for it is known, else the word itself.
-        split: "train", "val", "test", or None when not assigned yet.
-        extra: the other columns of the table, as text.
-    """
-
-    image: Path
-    label: int | None
-    name: str
-    row: str
-    patient: str | None = None
-    eye: str | None = None
-    split: str | None = None
-    extra: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -93,20 +66,22 @@ class Manifest(Sequence[Record]):
         Raises DataError for a missing table, folder, column or image, for labels that make no sense, for duplicate
         rows, and for a patient or an image in two splits.
         """
-        from eyetune.data.tables import read_manifest
+        from eyetune.data.tables import read
 
-        return read_manifest(
-            Path(path),
-            images=None if images is None else Path(images),
-            columns={
-                "image": image_column,
-                "label": label_column,
-                "patient": patient_column,
-                "eye": eye_column,
-                "split": split_column,
-            },
-            classes=classes,
-            labels_required=labels_required,
+        return cls(
+            *read(
+                Path(path),
+                images=None if images is None else Path(images),
+                columns={
+                    "image": image_column,
+                    "label": label_column,
+                    "patient": patient_column,
+                    "eye": eye_column,
+                    "split": split_column,
+                },
+                classes=classes,
+                labels_required=labels_required,
+            )
         )
 
     from_csv = from_table
@@ -120,9 +95,9 @@ class Manifest(Sequence[Record]):
         The order of the classes is natural (2 before 10) unless `classes` gives it. Without labels_required a folder
         of plain images will do. Raises DataError for a missing or empty folder and for folders not in `classes`.
         """
-        from eyetune.data.folders import read_manifest
+        from eyetune.data.folders import read
 
-        return read_manifest(Path(path), classes=classes, labels_required=labels_required)
+        return cls(*read(Path(path), classes=classes, labels_required=labels_required))
 
     @classmethod
     def from_huggingface(
@@ -138,19 +113,21 @@ class Manifest(Sequence[Record]):
         labels_required: bool = True,
     ) -> Manifest:
         """Read a Hugging Face dataset: a local folder, or a name on the hub (streamed; extra `hub`)."""
-        from eyetune.data.hub import read_manifest
+        from eyetune.data.hub import read
 
-        return read_manifest(
-            name,
-            columns={
-                "image": image_column,
-                "label": label_column,
-                "patient": patient_column,
-                "eye": eye_column,
-                "split": split_column,
-            },
-            classes=classes,
-            labels_required=labels_required,
+        return cls(
+            *read(
+                name,
+                columns={
+                    "image": image_column,
+                    "label": label_column,
+                    "patient": patient_column,
+                    "eye": eye_column,
+                    "split": split_column,
+                },
+                classes=classes,
+                labels_required=labels_required,
+            )
         )
 
     @property
@@ -254,50 +231,3 @@ def open_manifest(
     if path.is_dir():
         return Manifest.from_folder(path, classes=classes, labels_required=labels_required)
     return Manifest.from_table(path, images=config.images, **columns, classes=classes, labels_required=labels_required)
-
-
-def check_consistent(records: Sequence[Record], source: str) -> None:
-    """Raise DataError for an image given twice, or a patient in two splits. Patients are not named in the message."""
-    faults = [*_repeated_images(records), *_shared_patients(records)]
-    if faults:
-        raise DataError(f"{source}: " + "\n".join(faults))
-
-
-def _repeated_images(records: Sequence[Record]) -> list[str]:
-    by_image: dict[str, list[Record]] = {}
-    for record in records:
-        by_image.setdefault(os.path.normpath(record.image), []).append(record)
-    kinds: dict[str, list[str]] = {
-        "have two different labels; decide which is right": [],
-        "are in two splits; keep each in one": [],
-        "are listed more than once; remove the repeats": [],
-    }
-    conflicting, crossing, repeated = kinds.values()
-    for same in by_image.values():
-        if len(same) > 1:
-            where = f"{same[0].name}: " + ", ".join(record.row for record in same)
-            if len({record.label for record in same}) > 1:
-                conflicting.append(where)
-            elif len({record.split for record in same}) > 1:
-                crossing.append(where)
-            else:
-                repeated.append(where)
-    return [f"{len(found)} images {said}:\n{listing(found)}" for said, found in kinds.items() if found]
-
-
-def _shared_patients(records: Sequence[Record]) -> list[str]:
-    by_patient: dict[str, dict[str, Record]] = {}
-    for record in records:
-        if record.patient is not None and record.split is not None:
-            by_patient.setdefault(record.patient, {}).setdefault(record.split, record)
-    shared = [
-        ", ".join(f"{record.row} ({split})" for split, record in first.items())
-        for first in by_patient.values()
-        if len(first) > 1
-    ]
-    if not shared:
-        return []
-    return [
-        f"{len(shared)} patients are in more than one split, so a test would meet eyes it was trained on; move each "
-        f'patient to one split, or set data.split_column to "none" to cut new splits:\n{listing(shared)}'
-    ]

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from eyetune import files
-from eyetune.data.records import SPLITS, Manifest, Record, check_consistent
+from eyetune.data.record import SPLITS, Record, check_consistent
+from eyetune.data.records import Manifest
 from eyetune.errors import DataError, listing
 
 COLUMNS = ("image", "split", "patient", "eye", "target")

@@ -11,7 +11,7 @@ from pathlib import Path
 from eyetune.data import labels as label_words
 from eyetune.data.config import IGNORE
 from eyetune.data.images import Finder
-from eyetune.data.records import SPLITS, Manifest, Record, check_consistent
+from eyetune.data.record import SPLITS, Reading, Record, check_consistent
 from eyetune.errors import DataError, did_you_mean, listing
 
 STANDARD: Mapping[str, tuple[str, ...]] = {
@@ -47,15 +47,15 @@ def split_word(cell: str) -> str | None:
     return _SPLIT_WORDS.get(cell.strip().lower())
 
 
-def read_manifest(
+def read(
     path: Path,
     *,
     images: Path | None,
     columns: Mapping[str, str | None],
     classes: Sequence[str] | None,
     labels_required: bool,
-) -> Manifest:
-    """The manifest of a table; see :meth:`Manifest.from_table`."""
+) -> Reading:
+    """The photographs of a table; see :meth:`Manifest.from_table`."""
     names, rows = read_rows(path)
     chosen, notes = choose_columns(names, columns, str(path), labels_required=labels_required)
     finder = Finder(path, images)
@@ -86,7 +86,7 @@ def build(
     classes: Sequence[str] | None,
     labels_required: bool,
     notes: Sequence[str],
-) -> Manifest:
+) -> Reading:
     """Records from rows whose images were found; checks labels, splits, repeats."""
     label_cells = [row[chosen["label"]] if "label" in chosen else "" for row, _ in rows]
     where = [place for _, place in rows]
@@ -109,7 +109,7 @@ def build(
         for i, (row, place) in enumerate(rows)
     ]
     check_consistent(records, source)
-    return Manifest(tuple(records), class_names, source, (*notes, *label_notes))
+    return Reading(tuple(records), class_names, source, (*notes, *label_notes))
 
 
 def read_rows(path: Path) -> tuple[list[str], list[Row]]:

@@ -12,7 +12,8 @@ from eyetune.adapt.strategy import Strategy, parse_adapt
 from eyetune.backbones import load_backbone
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.loader import Workers, make_loader
-from eyetune.data.records import Manifest, Record
+from eyetune.data.record import Record
+from eyetune.data.records import Manifest
 from eyetune.errors import RunError
 from eyetune.metrics.predictions import Predictions
 from eyetune.runtime import Runtime, seed_everything

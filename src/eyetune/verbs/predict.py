@@ -15,7 +15,7 @@ from eyetune.files import atomic
 from eyetune.flags import BatchSize, Device, Precision, Workers
 
 if TYPE_CHECKING:
-    from eyetune.data.records import Record
+    from eyetune.data.record import Record
     from eyetune.train.run import Run
 
 #: What is taken for a table rather than an image.
@@ -92,7 +92,8 @@ def predict_records(
 
 
 def _records(path: Path, images: Path | None, classes: Sequence[str]) -> Sequence[Record]:
-    from eyetune.data.records import Manifest, Record
+    from eyetune.data.record import Record
+    from eyetune.data.records import Manifest
 
     if not path.exists():
         raise DataError(f"no file or folder at {path}.")
