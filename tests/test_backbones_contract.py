@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 
 from eyetune.backbones import BACKBONES, Backbone, Preprocess, load_backbone
 from eyetune.backbones.backbone import layer_groups
+from eyetune.errors import UserError
 
 # Architectures of every kind that a strategy must serve, at the smallest size they allow.
 TIMM = {
@@ -191,3 +194,25 @@ def test_a_network_unknown_to_timm_is_grouped_by_its_children() -> None:
     assert [g.kind for g in groups] == ["stem", "block", "block", "block", "tail"]
     assert [g.name for g in groups] == ["stem", "layers.0", "layers.1", "layers.2", "norm"]
     assert sum(len(g.parameters) for g in groups) == len(list(Own().parameters()))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_size_that_timm_cannot_build_is_the_users_to_mend(name: str) -> None:
+    with pytest.raises(UserError, match=r"model\.pixels"):
+        load_backbone(name, "random", pixels=225)
+
+
+def test_a_timm_file_of_another_size_is_resized(tmp_path: Path) -> None:
+    source = load_backbone("vit_tiny_patch16_224", "random")
+    torch.save(source.network.state_dict(), tmp_path / "vit.pth")
+    other = load_backbone("vit_tiny_patch16_224", tmp_path / "vit.pth", pixels=64)
+    assert other.network.pos_embed.shape[1] == 1 + 16
+    assert [key for key, _ in other.report.converted] == ["pos_embed"]
+
+
+def test_features_compile() -> None:
+    backbone = load_backbone("nano", "random", pixels=32)
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(backbone.features, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), backbone.features(images))

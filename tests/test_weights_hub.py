@@ -196,6 +196,17 @@ def test_timm_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         load_backbone("resnet18", "hub")
 
 
+def test_timm_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: create(name, **options))
+    backbone = load_backbone("resnet18", "hub")
+    assert backbone.report is not None
+    assert backbone.report.whole
+    assert backbone.report.matched == len(backbone.network.state_dict())
+
+
 def test_nothing_is_fetched_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from eyetune.backbones import find_spec
-from eyetune.backbones.loading import empty_network
 from eyetune.backbones.spec import BACKBONES, BackboneSpec
-from eyetune.backbones.weights import Checkpoint, LoadReport, open_checkpoint, plan
+from eyetune.backbones.weights import Checkpoint, LoadReport, empty_network, open_checkpoint, plan
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,7 @@ class Inspection:
         other: top-level entries that are not tensors.
         family: the backbone it would load into whole, or comes nearest to; None when it resembles none.
         pool: the pooling with which it does.
+        needs_pool: that pooling is not the family's default.
         named_as: the backbone under whose published name the file is saved, or None.
         report: how the file would load into the family.
     """
@@ -34,13 +33,9 @@ class Inspection:
     other: tuple[str, ...]
     family: str | None
     pool: str | None
+    needs_pool: bool
     named_as: str | None
     report: LoadReport | None
-
-    @property
-    def needs_pool(self) -> bool:
-        """Whether :attr:`pool` must be given because it is not the family's default."""
-        return self.family is not None and self.pool != find_spec(self.family).pool
 
     @property
     def whole(self) -> bool:
@@ -63,6 +58,7 @@ def inspect(path: Path, spec: BackboneSpec | None = None) -> Inspection:
         other=tuple(str(key) for key in checkpoint.content if key not in read and key not in loose),
         family=best[0].name if best else None,
         pool=best[1] if best else None,
+        needs_pool=best is not None and best[1] != best[0].pool,
         named_as=next((name for name, entry in BACKBONES if entry.publishes(path)), None),
         report=best[2] if best else None,
     )

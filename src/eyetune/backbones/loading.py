@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from eyetune.backbones.backbone import Backbone
+from eyetune.backbones.inspection import hint
 from eyetune.backbones.spec import BackboneSpec
-from eyetune.backbones.weights import LoadReport, fill, open_checkpoint, plan
+from eyetune.backbones.weights import LoadReport, empty_network, fill, open_checkpoint, plan
 from eyetune.errors import WeightsError
 
 
@@ -25,7 +25,7 @@ def load(
     elif weights == "hub" and spec.kind == "timm":
         from eyetune.backbones.timm_any import pretrained
 
-        network = pretrained(spec, pixels, pool)
+        network, report = pretrained(spec, pixels, pool)
     else:
         network, report = _from_file(spec, _file(spec, weights), pixels, pool)
     network.eval()
@@ -70,8 +70,6 @@ def _from_file(spec: BackboneSpec, path: Path, pixels: int, pool: str) -> tuple[
     network = empty_network(spec, pixels, pool)
     made = plan(spec, network, checkpoint)
     if not made.report.whole:
-        from eyetune.backbones.inspection import hint
-
         advice = hint(spec, pool, checkpoint)
         raise WeightsError(f"{path} does not load whole into {spec.name}.\n{made.report.faults()}\n{advice}")
     if any(parameter.is_meta for parameter in network.parameters()):
@@ -79,17 +77,6 @@ def _from_file(spec: BackboneSpec, path: Path, pixels: int, pool: str) -> tuple[
         _reset(network, [name for name, _ in made.report.left_initial])
     fill(network, made, checkpoint)
     return network, made.report
-
-
-def empty_network(spec: BackboneSpec, pixels: int, pool: str) -> nn.Module:
-    """The network without memory for its parameters (meta device), where it can be filled entirely from a file.
-
-    Building it there saves initialising hundreds of millions of numbers only to overwrite them.
-    """
-    with torch.device("meta"):
-        network = spec.build(pixels, pool)
-    computed = {name for name, _ in network.named_buffers()} - set(network.state_dict())
-    return spec.build(pixels, pool) if computed else network
 
 
 def _reset(network: nn.Module, names: list[str]) -> None:

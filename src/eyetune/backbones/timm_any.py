@@ -13,6 +13,8 @@ from eyetune.errors import UserError, WeightsError, did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
+    from eyetune.backbones.weights import LoadReport
+
 _PLAIN = Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # where timm states no normalisation
 
 
@@ -75,10 +77,15 @@ def build(name: str, pixels: int, pool: str, *, pretrained: bool = False) -> nn.
     return network
 
 
-def pretrained(spec: BackboneSpec, pixels: int, pool: str) -> nn.Module:
-    """timm's own pretrained weights, fetched by timm. Raises WeightsError when there are none, or no connection."""
+def pretrained(spec: BackboneSpec, pixels: int, pool: str) -> tuple[nn.Module, LoadReport]:
+    """timm's own pretrained weights, fetched by timm, which takes all of the network or fails.
+
+    Raises WeightsError when there are none, or no connection.
+    """
+    from eyetune.backbones.weights import LoadReport
+
     try:
-        return build(spec.name, pixels, pool, pretrained=True)
+        network = build(spec.name, pixels, pool, pretrained=True)
     except RuntimeError as error:
         raise WeightsError(
             f"model.weights: timm has no pretrained weights for {spec.name} ({error}). Use weights: random, or a file."
@@ -90,6 +97,8 @@ def pretrained(spec: BackboneSpec, pixels: int, pool: str) -> nn.Module:
             f"cannot download timm's weights for {spec.name} ({error}). Check the connection, or download the file on "
             f"another machine from {spec.source} and set model.weights to it."
         ) from error
+    names = tuple((name, name) for name in network.state_dict())
+    return network, LoadReport(spec.source, "", spec.name, "fetched and matched by timm", "", (), names)
 
 
 @lru_cache(maxsize=64)
@@ -118,7 +127,9 @@ def _pools(network: Any) -> tuple[str, ...]:
 
 
 def _patch(network: Any) -> int:
-    sizes = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
+    """What the side of the image must be a multiple of: the patch size, where patches do not overlap."""
+    embed = getattr(network, "patch_embed", None)
+    sizes = getattr(embed, "patch_size", 1) if hasattr(embed, "grid_size") else 1
     return int(sizes if isinstance(sizes, int) else max(sizes))
 
 

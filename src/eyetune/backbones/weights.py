@@ -320,6 +320,17 @@ class LoadPlan:
     steps: list[_Step]
 
 
+def empty_network(spec: BackboneSpec, pixels: int, pool: str) -> nn.Module:
+    """The network without memory for its parameters (meta device), where it can be filled entirely from a file.
+
+    Building it there saves initialising hundreds of millions of numbers only to overwrite them.
+    """
+    with torch.device("meta"):
+        network = spec.build(pixels, pool)
+    computed = {name for name, _ in network.named_buffers()} - set(network.state_dict())
+    return spec.build(pixels, pool) if computed else network
+
+
 def plan(spec: BackboneSpec, network: nn.Module, checkpoint: Checkpoint) -> LoadPlan:
     """Match every key of `checkpoint` with `network` (which may lie on the meta device); nothing is read or copied.
 
