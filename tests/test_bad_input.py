@@ -96,6 +96,10 @@ def test_the_data_itself_is_fine(data: Path, capsys: pytest.CaptureFixture[str])
         (["--adapt.kind", "lroa"], ["adapt.kind", "'lora'"]),
         (["--adapt.kind", "lora", "--adapt.targets", "qvk"], ["qvk", "qkv"]),
         (["--data.val", "1.5"], ["data.val"]),
+        (["--train.epochs", "yes"], ["train.epochs", "truth value"]),
+        (["--data.classes", "[no, mild]"], ["data.classes", "quotes"]),
+        (["--adapt.r", "3"], ["adapt.r", "belongs to lora"]),
+        (["--model.pool", "cls_token"], ["cls_token", "avg"]),
         (["--device", "cuda"], ["CUDA"]),
         (["--train.metric", "qkw"], ["qkw", "Did you mean 'qwk'?"]),
         (["--augment", "[RandomFlip]"], ["RandomFlip", "Random"]),
@@ -294,6 +298,30 @@ def test_no_run_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "empty").mkdir()
     assert main(["evaluate", str(tmp_path / "empty"), "--data", "a=b.csv"]) == 2
     assert "not a run folder" in capsys.readouterr().err
+
+
+def test_predict_takes_every_image_of_a_folder_and_any_table(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune(data) == 0
+    folder = data / "images"
+    (folder / "old").mkdir()
+    (folder / "eye00.png").rename(folder / "old" / "eye00.png")
+    table = data / "other.csv"
+    table.write_text("photo,set,patient\neye01.png,A,p1\neye02.png,B,p1\n")
+    capsys.readouterr()
+    words = [str(folder), str(table), "--images", str(folder), "--image-column", "photo", "--workers", "0"]
+    assert main(["predict", str(data / "run"), *words]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 1 + 24 + 2
+    assert sum("old/eye00.png" in row for row in rows) == 1
+
+
+def test_home_is_understood_in_a_configuration(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(data))
+    config = data / "config.yaml"
+    config.write_text("data: {table: ~/labels.csv, images: ~/images}\nout: ~/run\n")
+    from eyetune.config import Config
+
+    assert Config.from_yaml(config).out == data / "run"
 
 
 def test_a_damaged_checkpoint(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,24 @@ def test_squares_are_kept_only_when_they_fit(tmp_path: Path, monkeypatch: pytest
     assert not SquareStore.fits(4, 32, shared=True)
 
 
+def test_processes_share_the_memory_and_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = photographs(tmp_path, 4)
+    need = 4 * 3 * 32 * 32
+    monkeypatch.setattr(room, "_free_shared", lambda: 10**9)
+    monkeypatch.setattr(room, "_free_memory", lambda: 4 * need * 2)
+    assert loading(found, batch_size=1, shard=(0, 2)).dataset.store is not None
+    assert loading(found, batch_size=1, shard=(0, 3)).dataset.store is None
+    monkeypatch.setattr(room, "_free_memory", lambda: 10**9)
+    monkeypatch.setattr(room, "_free_shared", lambda: 2 * need * 2)
+    assert SquareStore.fits(4, 32, shared=True, processes=2)
+    assert not SquareStore.fits(4, 32, shared=True, processes=3)
+    monkeypatch.setattr(room.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(room.sys, "platform", "linux")
+    assert [choose_workers("auto", 1000, processes) for processes in (1, 4, 16)] == [8, 2, 1]
+    monkeypatch.setattr(room, "_TINY", 4)
+    assert loading(found, batch_size=1, workers="auto", shard=(0, 4)).num_workers == 2
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_is_one_message(tmp_path: Path, workers: int) -> None:
     found = photographs(tmp_path, 6)
@@ -143,7 +161,7 @@ def test_a_damaged_image_is_one_message(tmp_path: Path, workers: int) -> None:
         list(loading(found, training=False, workers=workers))
     said = str(caught.value)
     assert said.startswith(f"t.csv row 5: {found[3].image}: an empty file (0 bytes).")
-    assert "--data.skip-unreadable" in said
+    assert "--skip-unreadable" in said
     assert "Traceback" not in said
 
 
@@ -231,7 +249,7 @@ def test_unreadable_images_are_named_or_left_out(tmp_path: Path) -> None:
     assert "3 of 8 images cannot be read" in said
     for row, why in ((3, "1.png: an empty file"), (8, "6.png: a web page"), (9, "7.jpg: damaged or cut short")):
         assert f"t.csv row {row}: {tmp_path}/{why}" in said
-    assert "--data.skip-unreadable" in said
+    assert "--skip-unreadable" in said
     kept = check_readable(found, True)
     assert [record.name for record in kept] == ["0.png", "2.png", "3.png", "4.png", "5.png"]
     assert kept.notes[-1].startswith("skipped: 3 of 8 images cannot be read:\n  t.csv row 3")

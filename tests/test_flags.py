@@ -24,6 +24,18 @@ def test_switches_take_no_value_unless_it_is_one() -> None:
     }
 
 
+def test_a_flag_without_its_value_is_refused() -> None:
+    for words in (["--train.lr", "--seed", "1"], ["--seed"]):
+        with pytest.raises(ConfigError, match="needs a value"):
+            parse(words)
+
+
+def test_a_negated_switch_leaves_the_next_word_alone() -> None:
+    found = parse(["--no-data.crop", "a.yaml"])
+    assert found.positional == "a.yaml"
+    assert found.overrides == {"data.crop": False}
+
+
 def test_negative_numbers_are_values() -> None:
     assert parse(["--train.lr", "-0.1"]).overrides == {"train.lr": -0.1}
 

@@ -5,6 +5,7 @@ Importable without torch, so that `--help` stays quick. Relative paths are relat
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -302,7 +303,11 @@ def _messages(error: ValidationError, content: Mapping[str, Any]) -> Iterator[tu
     for fault in error.errors():
         path = _path(fault["loc"])
         if fault["type"] == "extra_forbidden":
-            yield path, f"unknown.{did_you_mean(path, known)}"
+            owners = [name for name, section in STRATEGIES if path.removeprefix("adapt.") in section.model_fields]
+            if path.startswith("adapt.") and owners:
+                yield path, f"belongs to {' and '.join(owners)}, not to {kind}"
+            else:
+                yield path, f"unknown.{did_you_mean(path, known)}"
         elif fault["type"] == "missing":
             inner = f"{path}.table" if path == "data" else path
             yield inner, "is missing"
@@ -336,14 +341,18 @@ def _path(location: Sequence[int | str]) -> str:
 def _missing_files(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     data, model = content.get("data"), content.get("model")
     if isinstance(data, Mapping):
-        table, images = data.get("table"), data.get("images")
+        table, images = _expanded(data.get("table")), _expanded(data.get("images"))
         if isinstance(table, str) and not table.startswith("hf:") and not Path(table).exists():
             yield "data.table", f"no file or folder at {table}.{_near(Path(table))}"
         if isinstance(images, (str, Path)) and not Path(images).is_dir():
             yield "data.images", f"no folder at {images}.{_near(Path(images))}"
-    weights = model.get("weights") if isinstance(model, Mapping) else None
+    weights = _expanded(model.get("weights")) if isinstance(model, Mapping) else None
     if isinstance(weights, str) and weights not in NOT_FILES and not Path(weights).is_file():
         yield "model.weights", f"no file at {weights}.{_near(Path(weights))}"
+
+
+def _expanded(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _near(path: Path) -> str:

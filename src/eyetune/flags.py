@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from eyetune.config import flags
-from eyetune.errors import ConfigError
+from eyetune.errors import ConfigError, did_you_mean
 
 #: Options that several verbs share, outside the configuration.
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -57,14 +57,19 @@ def parse(words: Sequence[str]) -> Words:
             continue
         name, equals, text = word[2:].partition("=")
         path = name.replace("-", "_")
-        value: Any = True
+        path = SHORT.get(path, path)
+        negated = path.removeprefix("no_")
+        if negated in switches and not equals:
+            overrides[negated] = path == negated
+            if path == negated and waiting and isinstance(_value(waiting[0]), bool):
+                overrides[negated] = _value(waiting.pop(0))
+            continue
         if equals:
-            value = _value(text)
-        elif waiting and _is_value(waiting[0], SHORT.get(path, path), switches):
-            value = _value(waiting.pop(0))
-        elif name.startswith("no-"):
-            path, value = path.removeprefix("no_"), False
-        overrides[SHORT.get(path, path)] = value
+            overrides[path] = _value(text)
+        elif waiting and (not waiting[0].startswith("-") or _NUMBER.match(waiting[0])):
+            overrides[path] = _value(waiting.pop(0))
+        else:
+            raise ConfigError(f"--{name} needs a value, as in --{name} VALUE.{did_you_mean(path, switches)}")
     return Words(positional, overrides)
 
 
@@ -88,13 +93,6 @@ def help_text(width: int = 76) -> str:
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _is_value(word: str, path: str, switches: Container[str]) -> bool:
-    """Whether the word after a flag is its value: a switch takes only a truth value, any other flag what is no flag."""
-    if path in switches:
-        return isinstance(_value(word), bool)
-    return not word.startswith("-") or _NUMBER.match(word) is not None
 
 
 def _value(text: str) -> Any:

@@ -65,9 +65,9 @@ class Runtime:
         self.accelerator = _accelerator(kind, {"fp32": "no"}.get(self.precision, self.precision))
         self.device: torch.device = self.accelerator.device
         if kind == "cuda":
-            # TF32 for what stays float32: three decimal digits more than bf16, on tensor cores.
-            torch.backends.cuda.matmul.allow_tf32 = True
-            torch.backends.cudnn.allow_tf32 = True
+            # TF32 for what stays float32 beside bf16 and fp16; whoever asks for fp32 gets all of float32.
+            torch.backends.cuda.matmul.allow_tf32 = self.precision != "fp32"
+            torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
 
     @property
     def is_main(self) -> bool:

@@ -60,6 +60,8 @@ class DataConfig(Section):
         if isinstance(value, str):
             value = value.split(",")
         if isinstance(value, (list, tuple)):
+            if any(isinstance(name, bool) for name in value):
+                raise ValueError("YAML reads no, yes, on and off as truth values: put quotes around such names")
             return tuple(str(name).strip() if isinstance(name, (int, str)) else name for name in value)
         return value
 

@@ -56,12 +56,19 @@ def read(root: Path, *, classes: Sequence[str] | None, labels_required: bool) ->
     return Reading(tuple(records), order, str(root), tuple(notes))
 
 
+def read_images(root: Path) -> Reading:
+    """Every image below a folder, without labels; see :meth:`Manifest.from_images`."""
+    if not root.is_dir():
+        raise DataError(f"no folder at {root}.")
+    return _unlabelled(root, [(None, root)], None, labels_required=False)
+
+
 def _unlabelled(
     root: Path, places: Sequence[tuple[str | None, Path]], classes: Sequence[str] | None, labels_required: bool
 ) -> Reading:
     files = [(split, file) for split, folder in places for file in _walk(folder) if is_image_name(file.name)]
     if not files:
-        raise DataError(f"{root}: no class folders and no images in it.")
+        raise DataError(f"{root}: no images in it.")
     if labels_required:
         tables = [path.name for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".jsonl")]
         advice = f" It holds tables; set data.table to one of them:\n{listing(tables)}" if tables else ""

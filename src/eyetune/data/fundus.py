@@ -41,6 +41,10 @@ _MARGIN = 1.5
 """A scaled decode keeps the shorter side at least this many times the wanted pixels."""
 
 
+GRAY = 128
+"""What Ben Graham's contrast leaves of an even surface, the surround included."""
+
+
 @dataclass(frozen=True)
 class FundusSettings:
     """How a photograph becomes a square; kept in every checkpoint.
@@ -294,6 +298,6 @@ def _ben_graham(square: Photo) -> Photo:
     After Graham, "Kaggle Diabetic Retinopathy Detection competition report" (2015): sigma is radius / 30.
     """
     average = cv2.GaussianBlur(square, (0, 0), square.shape[0] / 60)
-    result: Photo = cv2.addWeighted(square, 4, average, -4, 128)
-    result[_largest_channel(square) <= 8] = 128
+    result: Photo = cv2.addWeighted(square, 4, average, -4, GRAY)
+    result[_largest_channel(square) <= 8] = GRAY
     return result

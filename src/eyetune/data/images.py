@@ -68,7 +68,6 @@ class Finder:
             stem = table.stem
             self.roots = [home, home / "images", home / f"{stem}_images", home / stem, home.parent / "images"]
         else:
-            images = images.expanduser()
             if not images.is_dir():
                 parent = images.parent
                 around = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eyetune.data.config import AugmentConfig
-from eyetune.data.fundus import FundusSettings, load_square, read_image
+from eyetune.data.fundus import GRAY, FundusSettings, load_square, read_image
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
 from eyetune.data.transforms import eval_transform, train_transform
@@ -51,12 +51,17 @@ class SquareStore:
             self.filled.share_memory_()
 
     @staticmethod
-    def fits(count: int, pixels: int, *, shared: bool) -> bool:
-        """Whether the squares take at most a quarter of the free memory and, if shared, half of the shared memory."""
+    def fits(count: int, pixels: int, *, shared: bool, processes: int = 1) -> bool:
+        """Whether the squares take at most a quarter of the free memory and, if shared, half of the shared memory.
+
+        With several training processes each keeps squares of its own, and has its part of both.
+        """
         wanted = count * 3 * pixels * pixels
         # Containers often have a small /dev/shm; going over it kills the process without a message.
-        room = _free_shared() // 2 if shared else wanted
-        return wanted <= min(room, _SHARE_OF_MEMORY * _free_memory())
+        room = _SHARE_OF_MEMORY * _free_memory()
+        if shared:
+            room = min(room, _free_shared() / 2)
+        return wanted * processes <= room
 
     def get(self, index: int) -> torch.Tensor | None:
         """The square uint8[3, P, P], or None when it was not prepared yet."""
@@ -248,7 +253,7 @@ class Loader(DataLoader[Batch]):
                 # End the workers now: left to the collector, in any order, they are waited for in vain for seconds.
                 self._iterator = None
                 del batches
-                raise DataError(f"{batch['error']}\nTo go on without such images: --data.skip-unreadable")
+                raise DataError(batch["error"])
             yield batch
 
 
@@ -281,14 +286,17 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def choose_workers(workers: Workers, count: int) -> int:
-    """How many loading processes: the number asked for, or one a core up to 8, none for few images or on macOS."""
+def choose_workers(workers: Workers, count: int, processes: int = 1) -> int:
+    """How many loading processes: the number asked for, or one a core up to 8, none for few images or on macOS.
+
+    Several training processes share the cores; each has one at least.
+    """
     if workers != "auto":
         return workers
     if count < _TINY or sys.platform == "darwin":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+    return min(max(1, cores // processes), _MOST_WORKERS)
 
 
 def make_loader(
@@ -307,8 +315,9 @@ def make_loader(
 ) -> Loader:
     """Batches for training (shuffled, augmented) or evaluation (in order, every record exactly once).
 
-    The last batch of an epoch may be shorter in both; it is never padded, and in training never dropped. (A last
-    batch of one image is the loop's concern where a network has BatchNorm in training mode.)
+    The last batch of an epoch may be shorter in both; it is never padded. It is left out in one case only: in training
+    with several processes, when it has fewer images than there are processes; the next epoch's order brings others to
+    its place. (A last batch of one image is the loop's concern where a network has BatchNorm in training mode.)
 
     Args:
         manifest: the records, all of one split.
@@ -332,10 +341,11 @@ def make_loader(
             f"train.batch_size is {batch_size} but there are only {len(manifest)} images to train on: use at most "
             f"{most}."
         )
-    transform = train_transform(preprocess, augment) if training else eval_transform(preprocess)
-    count = choose_workers(workers, len(manifest))
+    surround = GRAY if settings.contrast == "ben-graham" else 0
+    transform = train_transform(preprocess, augment, surround=surround) if training else eval_transform(preprocess)
+    count = choose_workers(workers, len(manifest), processes=shard[1])
     if keep is None:
-        keep = SquareStore.fits(len(manifest), settings.pixels, shared=count > 0)
+        keep = SquareStore.fits(len(manifest), settings.pixels, shared=count > 0, processes=shard[1])
     store = SquareStore(len(manifest), settings.pixels, shared=count > 0) if keep else None
     dataset = FundusDataset(manifest, settings, transform, seed=seed, store=store)
     batches = EpochBatches(
@@ -377,7 +387,7 @@ def check_readable(manifest: Manifest, skip: bool, *, workers: Workers = "auto")
         raise DataError(f"{manifest.source}: none of the {len(manifest)} images can be read:\n{listing(bad)}")
     said = f"{len(bad)} of {len(manifest)} images cannot be read:\n{listing(bad)}"
     if not skip:
-        raise DataError(f"{manifest.source}: {said}\nTo go on without them: --data.skip-unreadable")
+        raise DataError(f"{manifest.source}: {said}\nTo go on without them: --skip-unreadable")
     kept = [record for record, fault in zip(manifest, faults, strict=True) if not fault]
     return manifest.with_records(kept, f"skipped: {said}")
 

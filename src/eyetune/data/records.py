@@ -100,6 +100,16 @@ class Manifest(Sequence[Record]):
         return cls(*read(Path(path), classes=classes, labels_required=labels_required))
 
     @classmethod
+    def from_images(cls, path: str | Path) -> Manifest:
+        """Every image below a folder, whatever its subfolders are called; without labels.
+
+        Raises DataError for a missing folder or one without images.
+        """
+        from eyetune.data.folders import read_images
+
+        return cls(*read_images(Path(path)))
+
+    @classmethod
     def from_huggingface(
         cls,
         name: str,
@@ -227,7 +237,7 @@ def open_manifest(
         return Manifest.from_huggingface(
             config.table.removeprefix("hf:"), **columns, classes=classes, labels_required=labels_required
         )
-    path = Path(config.table).expanduser()
+    path = Path(config.table)
     if path.is_dir():
         return Manifest.from_folder(path, classes=classes, labels_required=labels_required)
     return Manifest.from_table(path, images=config.images, **columns, classes=classes, labels_required=labels_required)

@@ -23,12 +23,17 @@ def eval_transform(preprocess: Preprocess) -> v2.Transform:
     return v2.Compose(_normalise(preprocess))
 
 
-def train_transform(preprocess: Preprocess, augment: AugmentConfig) -> v2.Transform:
+def train_transform(preprocess: Preprocess, augment: AugmentConfig, *, surround: int = 0) -> v2.Transform:
     """Augmentation, then as :func:`eval_transform`. Draws from torch's generator only.
+
+    Args:
+        preprocess: the backbone's normalisation.
+        augment: a level, or a list of transforms.
+        surround: 0..255, what a level fills in where it moves the picture away: the surround of the prepared squares.
 
     Raises UserError for a transform that torchvision.transforms.v2 does not have, or does not take these arguments.
     """
-    chosen = _level(augment) if isinstance(augment, str) else _listed(augment)
+    chosen = _level(augment, surround) if isinstance(augment, str) else _listed(augment)
     whole = v2.Compose([*chosen, *_normalise(preprocess)])
     if not isinstance(augment, str):
         _try(whole, preprocess.pixels)
@@ -42,23 +47,23 @@ def _normalise(preprocess: Preprocess) -> list[v2.Transform]:
     ]
 
 
-def _level(level: str) -> list[v2.Transform]:
+def _level(level: str, fill: int) -> list[v2.Transform]:
     flips: list[v2.Transform] = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
     bilinear = InterpolationMode.BILINEAR
     if level == "none":
         return []
     if level == "light":
-        return [*flips, v2.RandomAffine(10, interpolation=bilinear)]
+        return [*flips, v2.RandomAffine(10, interpolation=bilinear, fill=fill)]
     if level == "medium":
         return [
             *flips,
-            v2.RandomAffine(30, translate=(0.03, 0.03), scale=(0.9, 1.1), interpolation=bilinear),
+            v2.RandomAffine(30, translate=(0.03, 0.03), scale=(0.9, 1.1), interpolation=bilinear, fill=fill),
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.1),
         ]
     if level == "strong":
         return [
             *flips,
-            v2.RandomAffine(180, translate=(0.06, 0.06), scale=(0.8, 1.2), interpolation=bilinear),
+            v2.RandomAffine(180, translate=(0.06, 0.06), scale=(0.8, 1.2), interpolation=bilinear, fill=fill),
             v2.ColorJitter(brightness=0.35, contrast=0.35, saturation=0.25),
             v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], p=0.3),
             # (Noise, not v2.JPEG: torchvision's encoder is deprecated.)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from eyetune.adapt.classifier import Classifier
 from eyetune.adapt.strategy import Strategy, parse_adapt
-from eyetune.backbones import load_backbone
+from eyetune.backbones import Preprocess, load_backbone
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.loader import Workers, make_loader
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
-from eyetune.errors import RunError
+from eyetune.errors import RunError, UserError
 from eyetune.metrics.predictions import Predictions
-from eyetune.runtime import Runtime, seed_everything
+from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
 from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
 from eyetune.train.task import predict
 
@@ -78,13 +78,15 @@ class Run:
         return self.predictions(Manifest(tuple(records), self.classes, "images"), batch_size=batch_size).probabilities
 
 
-def load_run(path: str | Path, *, device: str = "auto", precision: str = "auto", weights: str | None = None) -> Run:
+def load_run(
+    path: str | Path, *, device: str = "auto", precision: str | None = None, weights: str | None = None
+) -> Run:
     """Read the best epoch of a run folder.
 
     Args:
         path: the run folder.
         device: auto, cpu, cuda or mps.
-        precision: auto, fp32, bf16 or fp16.
+        precision: auto, fp32, bf16 or fp16; None = as the run was trained, where the device can.
         weights: where the base weights are now, when they moved since training.
 
     Raises RunError when the folder is no run, is damaged, or the base weights are not the ones it was trained on.
@@ -92,9 +94,20 @@ def load_run(path: str | Path, *, device: str = "auto", precision: str = "auto",
     folder = RunDir.open(path)
     checkpoint = folder.load_best()
     card = checkpoint.card if weights is None else replace(checkpoint.card, weights=weights)
-    runtime = Runtime(device, precision, seed=0)
+    runtime = Runtime(device, precision or _trained_precision(folder, device), seed=card.seed)
+    folder.main = runtime.is_main
     model, strategy = rebuild(replace(checkpoint, card=card), folder.path)
     return Run(folder, model.to(runtime.device), strategy, card, runtime)
+
+
+def _trained_precision(folder: RunDir, device: str) -> str:
+    """The precision asked for in training, so that datasets scored later are comparable; auto where it cannot be."""
+    trained = folder.read_config().precision
+    try:
+        choose_precision(trained, choose_device(device))
+    except UserError:
+        return "auto"
+    return trained
 
 
 def rebuild(checkpoint: Checkpoint, where: Path) -> tuple[Classifier, Strategy]:
@@ -107,6 +120,8 @@ def rebuild(checkpoint: Checkpoint, where: Path) -> tuple[Classifier, Strategy]:
         )
     seed_everything(card.seed)
     backbone = load_backbone(card.backbone, card.weights, pixels=card.pixels, pool=card.pool)
+    # As in training, whatever the spec says by now.
+    backbone.preprocess = Preprocess.from_dict(card.preprocess)
     model = Classifier(backbone, len(card.classes), card.dropout)
     strategy = parse_adapt(card.adapt).build()
     model = strategy.apply(model)

@@ -126,20 +126,26 @@ class RunDir:
         self.path = Path(path)
         self.main = main
 
+    @staticmethod
+    def check_free(path: Path | str) -> None:
+        """Raise UserError when `path` holds anything already: a run never overwrites."""
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file: choose another --out for the run folder.")
+        if path.is_dir() and any(path.iterdir()):
+            hint = (
+                f"go on with it (eyetune finetune --resume {path}) or choose another --out"
+                if (path / "config.yaml").is_file()
+                else "choose another --out"
+            )
+            raise UserError(f"{path} is not empty, and a run never overwrites: {hint}.")
+
     @classmethod
     def create(cls, path: Path | str, main: bool = True) -> RunDir:
         """Start a run folder. Raises UserError when `path` holds anything already or cannot be written."""
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file: choose another --out for the run folder.")
         if main:
-            if path.is_dir() and any(path.iterdir()):
-                hint = (
-                    f"go on with it (eyetune finetune --resume {path}) or choose another --out"
-                    if (path / "config.yaml").is_file()
-                    else "choose another --out"
-                )
-                raise UserError(f"{path} is not empty, and a run never overwrites: {hint}.")
+            cls.check_free(path)
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:

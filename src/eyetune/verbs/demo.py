@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -157,13 +159,21 @@ def _picture(out: Path, run: Run, scores: Mapping[str, dict[str, Any]]) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
+def _activation() -> str:
+    """What makes the shell find `eyetune`, where it does not: `make demo` installs it into .venv."""
+    activate = Path(sys.executable).parent / "activate"
+    if shutil.which("eyetune") or not activate.is_file():
+        return ""
+    return f"\n  source {os.path.relpath(activate)}"
+
+
 def _say_where_to_look(out: Path, seconds: float) -> None:
     print(f"""
 Done in {duration(seconds)}. Look at
   {out}/overview.png          eyes of both cameras, and what each strategy reaches on them
   {out}/lora/                 a run folder: metrics.json, predictions/, plots/, adapter/, load_report.json
 
-Now with your own photographs: a CSV with a column of image names and one of labels is enough.
+Now with your own photographs: a CSV with a column of image names and one of labels is enough.{_activation()}
   eyetune finetune --data.table labels.csv --data.images photos/ --out runs/first
   eyetune evaluate runs/first --data elsewhere=other.csv:other_photos/
   eyetune predict runs/first new_photos/ --out predictions.csv

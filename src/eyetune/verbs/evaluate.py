@@ -29,7 +29,7 @@ def command(
     eye_column: str | None = None,
     skip_unreadable: bool = False,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision | None = None,
     workers: Workers = "auto",
     batch_size: BatchSize = 32,
     weights: str | None = None,
@@ -47,7 +47,7 @@ def command(
         eye_column: Column of the eyes (default: likewise).
         skip_unreadable: Leave out images that cannot be read, and say which.
         device: auto, cpu, cuda or mps.
-        precision: auto, fp32, bf16 or fp16.
+        precision: auto, fp32, bf16 or fp16 (default: as in training).
         workers: Processes that read images; auto chooses by the number of processors.
         batch_size: Images in one forward pass.
         weights: Where the base weights are now, when they moved since training.
@@ -70,10 +70,12 @@ def command(
     manifests = {}
     for name, (table, images) in named.items():
         manifest = check_readable(open_dataset(trained, table, images, columns), skip_unreadable)
-        for note in manifest.notes:
-            print(f"{name}: {note}")
+        if trained.runtime.is_main:
+            print("\n".join(f"{name}: {note}" for note in manifest.notes))
         manifests[name] = manifest
-    show(scores_table(evaluate(trained, manifests, workers=workers, batch_size=batch_size)))
+    content = evaluate(trained, manifests, workers=workers, batch_size=batch_size)
+    if trained.runtime.is_main:
+        show(scores_table(content))
 
 
 def evaluate(
@@ -93,6 +95,7 @@ def evaluate(
     from eyetune.train.results import add_scores
 
     for name in datasets:
+        run.folder.predictions_file(name)  # refuses what cannot be the name of a file
         if name in ("train", "val", REFERENCE):
             raise DataError(f"the name {name!r} belongs to the run's own split; call the dataset otherwise.")
     tables = {

@@ -56,6 +56,9 @@ def finetune(config: Config) -> Run:
     from eyetune.train.rundir import RunDir
 
     runtime = Runtime(config.device, config.precision, config.seed)
+    check_settings(config)
+    if runtime.is_main:
+        RunDir.check_free(config.out)
     manifest = prepare_data(config)
     model, strategy = build_model(config, manifest.classes)
     job = _Job(config, manifest, model, strategy, RunDir.create(config.out, runtime.is_main), runtime)
@@ -79,6 +82,17 @@ def resume(path: str | Path) -> Run:
     if not begun:
         job.describe()
     return job.train(resumed=True)
+
+
+def check_settings(config: Config) -> None:
+    """Say what is wrong with names and sizes before any image is read: backbone, pooling, pixels, augmentation."""
+    from eyetune.backbones import find_spec
+    from eyetune.data.transforms import train_transform
+
+    spec = find_spec(config.model.backbone)
+    spec.check_pool(config.model.pool)
+    spec.check_pixels(config.model.pixels)
+    train_transform(spec.preprocess, config.augment)
 
 
 def prepare_data(config: Config, splits: Path | None = None) -> Manifest:

@@ -28,8 +28,9 @@ def command(
     *,
     out: Path | None = None,
     images: Path | None = None,
+    image_column: str | None = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision | None = None,
     workers: Workers = "auto",
     batch_size: BatchSize = 32,
     weights: str | None = None,
@@ -43,8 +44,9 @@ def command(
         paths: Image files, folders (searched with their subfolders), or tables with an image column.
         out: CSV file to write (default: standard output).
         images: Folder of the images that tables name.
+        image_column: Column of the image names in tables (default: the usual names).
         device: auto, cpu, cuda or mps.
-        precision: auto, fp32, bf16 or fp16.
+        precision: auto, fp32, bf16 or fp16 (default: as in training).
         workers: Processes that read images; auto chooses by the number of processors.
         batch_size: Images in one forward pass.
         weights: Where the base weights are now, when they moved since training.
@@ -52,8 +54,10 @@ def command(
     from eyetune.train.run import load_run
 
     trained = load_run(run, device=device, precision=precision, weights=weights)
-    records = [record for path in paths for record in _records(path, images, trained.classes)]
+    records = [record for path in paths for record in _records(path, images, image_column)]
     rows = predict_records(trained, records, workers=workers, batch_size=batch_size)
+    if not trained.runtime.is_main:
+        return
     columns = list(rows[0])
     if out is None:
         _write(sys.stdout, columns, rows)
@@ -91,17 +95,19 @@ def predict_records(
     return rows
 
 
-def _records(path: Path, images: Path | None, classes: Sequence[str]) -> Sequence[Record]:
+def _records(path: Path, images: Path | None, image_column: str | None) -> Sequence[Record]:
     from eyetune.data.record import Record
     from eyetune.data.records import Manifest
 
     if not path.exists():
         raise DataError(f"no file or folder at {path}.")
     if path.is_dir():
-        return Manifest.from_folder(path, classes=classes, labels_required=False).records
+        return Manifest.from_images(path).records
     if path.suffix.lower() in TABLES:
-        # Of a table only the image column matters here; its labels may be of another task.
-        return Manifest.from_table(path, images=images, label_column="none", labels_required=False).records
+        # Of a table only the image column matters here; the rest may be of another task.
+        rest = dict.fromkeys(("label_column", "patient_column", "eye_column", "split_column"), "none")
+        found = Manifest.from_table(path, images=images, image_column=image_column, labels_required=False, **rest)
+        return found.records
     return [Record(image=path, label=None, name=str(path), row=str(path))]
 
 
