@@ -180,8 +180,16 @@ def test_the_message_of_a_move_says_why_and_what_trains_now() -> None:
 
     message = strategy.after_epoch(model, 1, 0.5).message
 
-    assert "phase 2 of 3" in message
+    assert message.startswith("no better validation score for 1 epoch: phase 2 of 3")
     assert "last 2 blocks" in message
+
+
+def test_the_message_of_a_move_claims_no_score_where_there_is_none() -> None:
+    strategy = Gradual(GradualConfig(patience=1))
+
+    message = strategy.after_epoch(strategy.apply(classifier()), 0, None).message
+
+    assert message.startswith("1 epoch without a validation score to go by: phase 2 of 3")
 
 
 def test_a_frozen_stage_keeps_its_batch_statistics_while_a_trained_one_learns_its_own() -> None:

@@ -215,6 +215,16 @@ def test_adapters_take_the_layer_groups_of_the_weights_they_adapt() -> None:
     }
 
 
+def test_layers_are_the_adapters_only() -> None:
+    strategy = Lora(LoraConfig(targets=("qkv", "fc1"), dora=True))
+    model = strategy.apply(Classifier(backbone(), 5))
+
+    found = [(name, p) for group in strategy.layers(model) for name, p in group.parameters]
+
+    assert len(found) == 6 * 2 * 3
+    assert all(".lora_" in name and parameter.requires_grad for name, parameter in found)
+
+
 def test_the_adapter_trains_with_recomputed_activations() -> None:
     strategy = Lora(LoraConfig(dropout=0.0))
     model = strategy.apply(Classifier(backbone(), 5))
@@ -342,6 +352,13 @@ def test_switching_to_an_adapter_that_is_not_loaded_says_which_are() -> None:
         use_adapter(trained(), "messidor")
 
 
+def assert_plain(model: Classifier, name: str) -> None:
+    """The network is built of the same modules as a fresh one: nothing of PEFT's is left."""
+    modules = {own: type(module) for own, module in model.backbone.network.named_modules()}
+    assert modules == {own: type(module) for own, module in backbone(name).network.named_modules()}
+    assert not hasattr(model.backbone.network, "peft_config")
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_merging_gives_a_plain_classifier_and_leaves_the_original(name: str) -> None:
     model = trained(name)
@@ -354,7 +371,8 @@ def test_merging_gives_a_plain_classifier_and_leaves_the_original(name: str) -> 
     assert {own for own, _ in plain.named_parameters()} == {
         own for own, _ in Classifier(backbone(name), 5).named_parameters()
     }
-    assert not hasattr(plain.backbone.network, "peft_config")
+    assert list(plain.backbone.network.state_dict()) == list(backbone(name).network.state_dict())
+    assert_plain(plain, name)
     assert plain.base_fingerprint() != model.base_fingerprint()
     Lora(LoraConfig()).apply(plain)
 
@@ -410,7 +428,7 @@ def test_a_damaged_adapter_is_refused_and_the_model_stays_plain(damage: str, mes
         load_adapter(model, tmp_path, "dr")
 
     assert [name for name, _ in model.named_parameters()] == names
-    assert not hasattr(model.backbone.network, "peft_config")
+    assert_plain(model, "test_vit")
 
 
 def test_a_broken_second_adapter_leaves_the_first_in_use(tmp_path: Path) -> None:

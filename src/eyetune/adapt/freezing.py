@@ -187,10 +187,15 @@ class Gradual(Strategy):
             return Advance()
         self._begin(model, self.phase + 1)
         self.plateau.stale = 0
+        epochs = "1 epoch" if self.config.patience == 1 else f"{self.config.patience} epochs"
+        if self.plateau.best is None:
+            why = f"{epochs} without a validation score to go by"
+        else:
+            why = f"no better validation score for {epochs}"
         return Advance(
             Step.NEXT_PHASE,
-            f"no better validation score for {self.config.patience} epochs: phase {self.phase + 1} of "
-            f"{len(self.config.phases)} trains {self._describe(self.config.phases[self.phase])}",
+            f"{why}: phase {self.phase + 1} of {len(self.config.phases)} trains "
+            f"{self._describe(self.config.phases[self.phase])}",
         )
 
     def state(self) -> dict[str, Any]:

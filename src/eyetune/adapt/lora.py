@@ -134,7 +134,9 @@ class Lora(Strategy):
         members: list[list[tuple[str, nn.Parameter]]] = [[] for _ in self._layers]
         for name, layer in _lora_layers(model.backbone.network):
             index = home[id(layer.get_base_layer().weight)]
-            members[index] += [(f"{name}.{own}", p) for own, p in layer.named_parameters() if ".base_layer." not in own]
+            members[index] += [
+                (f"{name}.{own}", p) for own, p in layer.named_parameters() if not own.startswith("base_layer.")
+            ]
         return [replace(group, parameters=tuple(members[index])) for index, group in enumerate(self._layers)]
 
     def set_mode(self, model: Classifier, training: bool) -> None:
@@ -368,6 +370,7 @@ def merge(model: Classifier) -> Classifier:
         except ValueError as error:
             raise RunError(f"the adapter {name!r} cannot be merged: {error}.") from error
         _replace(network, path, layer.get_base_layer())
+    _unwrap_classifier(network)
     del network.peft_config
     merged.heads, merged.adapter, merged._base_fingerprint = {}, None, None
     merged.requires_grad_(True)
@@ -436,7 +439,17 @@ def _remove(network: nn.Module, name: str) -> None:
         if not _configs(network):
             _replace(network, path, layer.get_base_layer())
     if not _configs(network):
+        _unwrap_classifier(network)
         del network.peft_config
+
+
+def _unwrap_classifier(network: nn.Module) -> None:
+    """Put back the layer that PEFT wrapped because it is in `modules_to_save`. It never trained: the head is ours."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for path, module in list(network.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            _replace(network, path, module.original_module)
 
 
 def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
