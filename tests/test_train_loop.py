@@ -15,7 +15,7 @@ from train_kit import card, fit_tiny, loader, photographs, tiny_model
 from eyetune.adapt.strategy import Advance, Step
 from eyetune.config import TrainConfig
 from eyetune.data.records import Manifest
-from eyetune.errors import MissingExtra, RunError, UserError
+from eyetune.errors import ConfigError, MissingExtra, RunError, UserError
 from eyetune.runtime import Runtime
 from eyetune.train import loop
 from eyetune.train.features import can_compute_once, compute_once
@@ -130,6 +130,23 @@ def test_interrupted_before_the_first_epoch_it_starts_over(
     assert result.epochs == 3
 
 
+def test_an_interrupted_save_is_not_reported_as_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_images: Manifest, val_images: Manifest
+) -> None:
+    run = RunDir.create(tmp_path / "run")
+    original = loop._Trainer._save_last
+
+    def save_last(trainer: loop._Trainer, epoch: int, value: float | None) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        original(trainer, epoch, value)
+
+    monkeypatch.setattr(loop._Trainer, "_save_last", save_last)
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt, match="1 of 3 epochs are kept"):
+            fit_tiny(run, train_images, val_images, adapt="linear", resume=resume)
+
+
 def test_resuming_a_finished_run_only_brings_back_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_images: Manifest, val_images: Manifest
 ) -> None:
@@ -194,6 +211,34 @@ def test_early_stopping(
     _, result = fit_tiny(RunDir.create(tmp_path / "run"), train_images, val_images, epochs=6, patience=2)
     assert (result.epochs, result.best_epoch) == (4, 1)
     assert "no better auroc_macro for 2 epochs" in result.stopped
+
+
+def test_an_undefined_metric_does_not_stop_early_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_images: Manifest, val_images: Manifest
+) -> None:
+    one_class = val_images.with_records(record for record in val_images if record.label == 0)
+    lines: list[str] = []
+    monkeypatch.setattr(loop, "_to_stderr", lines.append)
+    monkeypatch.setattr("train_kit.fit", lambda *args, **options: fit(*args, **(options | {"say": None})))
+    _, result = fit_tiny(RunDir.create(tmp_path / "run"), train_images, one_class, epochs=4, patience=2)
+    assert (result.epochs, result.stopped) == (4, "")
+    said = [line for line in lines if "not defined on the validation split" in line]
+    assert len(said) == 1
+    assert said[0].startswith("epoch 1: auroc_macro is not defined")
+    assert "(no validation image is of yes)" in said[0]
+
+
+def test_patience_counts_only_epochs_with_a_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_images: Manifest, val_images: Manifest
+) -> None:
+    scripted(monkeypatch, [0.6, 0.5, None, 0.5, 0.9])
+    _, result = fit_tiny(RunDir.create(tmp_path / "run"), train_images, val_images, epochs=5, patience=2)
+    assert result.epochs == 4
+
+
+def test_plateau_without_validation_is_refused_before_training(tmp_path: Path, train_images: Manifest) -> None:
+    with pytest.raises(ConfigError, match=r"train\.schedule: plateau.*no validation split"):
+        fit_tiny(RunDir.create(tmp_path / "run"), train_images, None, schedule="plateau")
 
 
 def test_patience_zero_never_stops(
@@ -283,8 +328,16 @@ def test_history_has_a_row_an_epoch_with_the_real_rates(
     rows = run.read_history()
     assert rows == [{name: row[name] for name in rows[0]} for row in result.history]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert rows[2]["lr_max"] == pytest.approx(1e-3)
-    assert rows[2]["lr_min"] == pytest.approx(1e-3 / 16)
+    # One column a layer, whether it has parameters with weight decay, without, or both.
+    assert {name: rate for name, rate in rows[2].items() if name.startswith("lr")} == pytest.approx(
+        {
+            "lr/backbone.embeddings": 1e-3 / 16,
+            "lr/backbone.blocks.0": 1e-3 / 8,
+            "lr/backbone.blocks.1": 1e-3 / 4,
+            "lr/backbone.norm": 1e-3 / 2,
+            "lr/head": 1e-3,
+        }
+    )
     assert {"phase", "train_loss", "val_loss", "val_auroc_macro", "seconds", "images_per_second"} <= set(rows[0])
     with open(run.history_file, newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 3
@@ -312,7 +365,7 @@ def test_tensorboard_gets_the_rate_of_every_group(tmp_path: Path, train_images: 
 
 
 def test_undefined_values_stay_out_of_the_dashboards() -> None:
-    assert scalars({"epoch": 1, "val_qwk": None, "train_loss": 0.5, "lr_min": 1.0}, {"head": 0.1}) == {
+    assert scalars({"epoch": 1, "val_qwk": None, "train_loss": 0.5, "lr/head": 0.1, "lr/backbone.norm": None}) == {
         "loss/train": 0.5,
         "lr/head": 0.1,
     }

@@ -163,6 +163,30 @@ def test_a_loss_that_is_nan_stops_and_names_the_images() -> None:
     assert "eye3.png" not in str(caught.value)
 
 
+class OutOfMemory(nn.Module):
+    """As a GPU of CUDA says it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of which 1.00 GiB "
+            "is free. Of the allocated memory 5.00 GiB is allocated by PyTorch."
+        )
+
+
+def test_too_little_memory_is_the_users_to_mend() -> None:
+    images, targets = data(4)
+    with pytest.raises(UserError, match=r"train\.batch_size.*train\.accumulate.*train\.grad_checkpointing") as caught:
+        run(OutOfMemory(), images, targets, [4])
+    assert "Tried to allocate 2.00 GiB" in str(caught.value)
+    assert "PyTorch" not in str(caught.value)
+    with pytest.raises(UserError, match=r"--batch-size in predict.*train\.batch_size"):
+        predict(OutOfMemory(), Given(images, targets, [4]), Runtime("cpu", "fp32"))
+
+
 def test_a_gradient_that_is_infinite_stops_too() -> None:
     class Blows(nn.Module):
         def __init__(self) -> None:
@@ -261,6 +285,20 @@ def test_the_default_metric_follows_the_classes() -> None:
     assert ClassificationTask(("0", "1", "2", "3", "4"), TrainConfig()).metric == "qwk"
     assert ClassificationTask(("no", "yes"), TrainConfig()).metric == "auroc_macro"
     assert not ClassificationTask(("no", "yes"), TrainConfig(metric="nll")).higher_is_better
+
+
+@pytest.mark.parametrize(
+    ("targets", "gaps"),
+    [
+        ([0, 1, 2, -1], ""),
+        ([1, 1, 1, -1], "no validation image is of 0, 2"),
+        ([-1, -1, -1, -1], "no validation image has a label"),
+    ],
+)
+def test_validation_says_what_its_images_lack(targets: list[int], gaps: str) -> None:
+    loader = Given(data(4)[0], torch.tensor(targets), [4])
+    found = ClassificationTask(CLASSES, TrainConfig()).validate(network(), loader, Runtime("cpu", "fp32"))
+    assert found.gaps == gaps
 
 
 def test_prediction_gives_each_image_once_in_order_in_float32() -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Log(Protocol):
     """Takes the numbers of an epoch."""
 
-    def epoch(self, epoch: int, row: Mapping[str, Any], rates: Mapping[str, float]) -> None:
-        """A row of the history, and the real learning rate of every group."""
+    def epoch(self, epoch: int, row: Mapping[str, Any]) -> None:
+        """A row of the history."""
 
     def close(self) -> None:
         """Write what is still held back."""
@@ -32,9 +32,9 @@ class TensorBoard:
         # What an interrupted run logged of epochs that are run again is hidden.
         self.writer = SummaryWriter(str(run.tensorboard), purge_step=first_epoch or None)
 
-    def epoch(self, epoch: int, row: Mapping[str, Any], rates: Mapping[str, float]) -> None:
+    def epoch(self, epoch: int, row: Mapping[str, Any]) -> None:
         """Scalars `loss/…`, `val/…`, `time/…` and `lr/<group>` at step `epoch`."""
-        for name, value in scalars(row, rates).items():
+        for name, value in scalars(row).items():
             self.writer.add_scalar(name, value, epoch)
         self.writer.flush()
 
@@ -60,9 +60,9 @@ class WeightsAndBiases:
             project="eyetune", name=run.path.name, id=identity, dir=str(run.path), resume="allow", config=dict(settings)
         )
 
-    def epoch(self, epoch: int, row: Mapping[str, Any], rates: Mapping[str, float]) -> None:
+    def epoch(self, epoch: int, row: Mapping[str, Any]) -> None:
         """The same names as in TensorBoard."""
-        self.run.log(scalars(row, rates), step=epoch)
+        self.run.log(scalars(row), step=epoch)
 
     def close(self) -> None:
         """Finish the run there."""
@@ -81,7 +81,7 @@ def open_logs(run: RunDir, train: TrainConfig, first_epoch: int, settings: Mappi
     return logs
 
 
-def scalars(row: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, float]:
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """A row of the history under the names of a dashboard; values that are not defined are left out."""
     places = {
         "train_loss": "loss/train",
@@ -90,10 +90,8 @@ def scalars(row: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, flo
         "images_per_second": "time/images_per_second",
         "phase": "time/phase",
     }
-    left_out = ("epoch", "lr_min", "lr_max")
-    named = {
-        places.get(name, f"val/{name.removeprefix('val_')}"): float(value)
+    return {
+        name if name.startswith("lr/") else places.get(name, f"val/{name.removeprefix('val_')}"): float(value)
         for name, value in row.items()
-        if name not in left_out and value is not None
+        if name != "epoch" and value is not None
     }
-    return named | {f"lr/{name}": rate for name, rate in rates.items()}

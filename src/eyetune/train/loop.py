@@ -12,13 +12,21 @@ import torch
 from torch import nn
 
 from eyetune.adapt.strategy import Step
-from eyetune.errors import RunError, UserError
+from eyetune.errors import ConfigError, RunError, UserError
 from eyetune.train.features import FeatureHead, compute_once
 from eyetune.train.logs import Log, open_logs
-from eyetune.train.optim import Schedule, build_optimizer, build_schedule, carry_over, load_state_tensors, state_tensors
+from eyetune.train.optim import (
+    Schedule,
+    build_optimizer,
+    build_schedule,
+    carry_over,
+    layer_rates,
+    load_state_tensors,
+    state_tensors,
+)
 from eyetune.train.rundir import ModelCard, RunDir
 from eyetune.train.steps import EpochResult, train_epoch
-from eyetune.train.task import Batches, Task, Validation
+from eyetune.train.task import SMALLER_FORWARD, Batches, Task, Validation, enough_memory
 
 if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
@@ -39,7 +47,7 @@ class Progress:
     best_epoch: int | None = None
     best_value: float | None = None
     waited: int = 0
-    """Epochs since the best one, in the last phase."""
+    """Epochs since the best one, in the last phase; those whose metric is not defined do not count."""
     stopped: str = ""
     """Why the run ended before its last epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -93,8 +101,9 @@ def fit(
         settings: the configuration, for Weights & Biases.
         say: takes a line an epoch; None prints to stderr.
 
-    Raises UserError when training diverges (NaN or infinite loss) or the run folder cannot be written, RunError when
-    the checkpoint to resume from is damaged or of another model, and KeyboardInterrupt, saying how to go on, on Ctrl-C.
+    Raises ConfigError when the schedule needs a validation split and there is none, UserError when training diverges
+    (NaN or infinite loss), the device's memory is too small or the run folder cannot be written, RunError when the
+    checkpoint to resume from is damaged or of another model, and KeyboardInterrupt, saying how to go on, on Ctrl-C.
     """
     trainer = _Trainer(
         model, strategy, task, run=run, runtime=runtime, train=train, lr=lr, card=card, say=say or _to_stderr
@@ -103,7 +112,7 @@ def fit(
         trainer.prepare(train_loader, val_loader, resume=resume, features_once=features_once)
         return trainer.run_epochs(open_logs(run, train, trainer.progress.epochs_done, settings or {}))
     except KeyboardInterrupt:
-        done = trainer.progress.epochs_done
+        done = trainer.epochs_saved
         kept = f"{done} of {trainer.epochs} epochs are kept" if done else "no epoch was finished yet"
         raise KeyboardInterrupt(f"{kept} in {run.path}. Go on with: eyetune finetune --resume {run.path}") from None
 
@@ -141,10 +150,16 @@ class _Trainer:
         self.say = say if runtime.is_main else lambda line: None
         self.epochs = strategy.epochs(train.epochs)
         self.progress = Progress()
+        self.epochs_saved = 0  # what a resumed run would find on disk
         self.on_features = False
 
     def prepare(self, train_loader: Loader, val_loader: Loader | None, *, resume: bool, features_once: bool) -> None:
         """Model on the device, resumed where asked; optimizer, schedule, and the loaders the epochs run over."""
+        if self.train.schedule == "plateau" and val_loader is None:
+            raise ConfigError(
+                "train.schedule: plateau lowers the learning rate when the validation score stalls, and there is no "
+                "validation split. Use cosine or constant, or keep some images for validation (data.val)."
+            )
         last = self.run.load_last() if resume else None
         self.model.to(self.runtime.device)
         if self.train.grad_checkpointing:
@@ -152,6 +167,7 @@ class _Trainer:
         if last is not None:
             self._check_same(last.card)
             self.progress = _read_progress(last.state, self.run)
+            self.epochs_saved = self.progress.epochs_done
             self.strategy.load_state(self.model, last.state["strategy"])
             self.strategy.load_checkpoint(self.model, last.tensors)
             self.runtime.wait()  # all have read
@@ -161,11 +177,14 @@ class _Trainer:
         self.val_loader = val_loader
         self.on_features = features_once
         if features_once and not self._finished():
-            self.train_loader = compute_once(self.model, train_loader, self.runtime, "Features of the training images")
-            if val_loader is not None:
-                self.val_loader = compute_once(
-                    self.model, val_loader, self.runtime, "Features of the validation images"
+            with enough_memory(SMALLER_FORWARD):
+                self.train_loader = compute_once(
+                    self.model, train_loader, self.runtime, "Features of the training images"
                 )
+                if val_loader is not None:
+                    self.val_loader = compute_once(
+                        self.model, val_loader, self.runtime, "Features of the validation images"
+                    )
         steps = math.ceil(len(self.train_loader) / self.train.accumulate)
         self._build(steps)
         if last is not None:
@@ -219,24 +238,27 @@ class _Trainer:
         value = _defined(validation.metrics.get(self.task.metric))
         improved = self._note_best(epoch, value)
         row = self._row(epoch, trained, validation)
+        if self.val_loader is not None and value is None:
+            self._say_undefined(epoch, validation)
         self.progress.history.append(row)
         self.progress.epochs_done = epoch + 1
         if improved:
             self.run.save_best(self.strategy.checkpoint(self.model), self.card.at(epoch, self.task.metric, value))
-        self._say_row(row, value, improved)
+        self._say_row(row, trained, value, improved)
         self._advance(epoch, value)
         self._save_last(epoch, value)
+        self.epochs_saved = epoch + 1
         self.run.write_history(self.progress.history)
         for log in logs:
-            log.epoch(epoch, row, trained.rates)
+            log.epoch(epoch, row)
 
     def _note_best(self, epoch: int, value: float | None) -> bool:
-        """Whether `epoch` is the best so far. A metric that is not defined is never the best."""
+        """Whether `epoch` is the best so far. A metric that is not defined is never the best, nor worse than it."""
         signed, best = self._signed(value), self._signed(self.progress.best_value)
         improved = signed is not None and (best is None or signed > best)
         if improved:
             self.progress.best_epoch, self.progress.best_value, self.progress.waited = epoch, value, 0
-        elif self.strategy.last_phase():
+        elif signed is not None and self.strategy.last_phase():
             self.progress.waited += 1
         return improved
 
@@ -354,16 +376,24 @@ class _Trainer:
             "train_loss": trained.loss,
             "val_loss": validation.loss,
             **{f"val_{name}": _defined(value) for name, value in validation.metrics.items()},
-            "lr_min": min(trained.rates.values()),
-            "lr_max": max(trained.rates.values()),
             "seconds": round(trained.seconds, 3),
             "images_per_second": round(trained.images / max(trained.seconds, 1e-9), 2),
+            **{f"lr/{layer}": rate for layer, rate in layer_rates(trained.rates).items()},
         }
 
-    def _say_row(self, row: dict[str, Any], value: float | None, improved: bool) -> None:
-        rates = f"{row['lr_min']:.2e}"
-        if row["lr_max"] != row["lr_min"]:
-            rates = f"{rates} … {row['lr_max']:.2e}"
+    def _say_undefined(self, epoch: int, validation: Validation) -> None:
+        """Once a run: that the epoch has no score to choose by, and why as far as known."""
+        column = f"val_{self.task.metric}"
+        if all(row.get(column) is not None for row in self.progress.history):
+            because = f" ({validation.gaps})" if validation.gaps else ""
+            self.say(
+                f"epoch {epoch + 1}: {self.task.metric} is not defined on the validation split{because}. Epochs "
+                "without it are never the best and do not count towards stopping early."
+            )
+
+    def _say_row(self, row: dict[str, Any], trained: EpochResult, value: float | None, improved: bool) -> None:
+        lowest, highest = min(trained.rates.values()), max(trained.rates.values())
+        rates = f"{lowest:.2e}" if lowest == highest else f"{lowest:.2e} … {highest:.2e}"
         parts = [f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}", f"train loss {row['train_loss']:.4f}"]
         if row["val_loss"] is not None:
             parts.append(f"val loss {row['val_loss']:.4f}")

@@ -68,6 +68,11 @@ def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {group["name"]: float(group["lr"]) for group in optimizer.param_groups}
 
 
+def layer_rates(rates: Mapping[str, float]) -> dict[str, float]:
+    """The rates of :func:`rates`, one a layer: a layer's groups with and without weight decay have the same rate."""
+    return {name.removesuffix(" (no decay)"): rate for name, rate in rates.items()}
+
+
 def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> int:
     """Give `new` the state (moments and step counts) of every parameter that `old` trained, by identity.
 
@@ -88,7 +93,8 @@ class Schedule:
     - Warm-up: over the first `warmup_steps` steps the factor rises linearly, 1/w, 2/w, … 1.
     - "cosine": then half a cosine from 1 towards 0 (never reached: the last step still learns).
     - "constant": then 1.
-    - "plateau": then 1, halved each time the metric has not improved for two epochs in a row.
+    - "plateau": then 1, halved each time the metric has not improved for two epochs in a row; epochs in which it is
+      not defined do not count.
 
     Args:
         optimizer: as made by :func:`build_optimizer`; replace it with :meth:`attach` when the groups change.
@@ -129,10 +135,12 @@ class Schedule:
         self._apply()
 
     def end_epoch(self, metric: float | None) -> None:
-        """After validation: on a plateau (higher `metric` is better, None or NaN is no improvement) lower the rates."""
+        """After validation: on a plateau (higher `metric` is better; None and NaN change nothing) lower the rates."""
         if self.kind != "plateau" or self.step_number < self.warmup_steps:
             return
-        if metric is not None and metric > self.best:
+        if metric is None or math.isnan(metric):
+            return
+        if metric > self.best:
             self.best, self.waited = metric, 0
             return
         self.waited += 1

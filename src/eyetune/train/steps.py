@@ -15,13 +15,19 @@ from torch import Tensor, nn
 from eyetune.errors import UserError, listing
 from eyetune.progress import meter
 from eyetune.train.optim import Schedule, rates
-from eyetune.train.task import Batches, Task
+from eyetune.train.task import Batches, Task, enough_memory
 
 if TYPE_CHECKING:
     from eyetune.runtime import Runtime
 
 #: On a GPU, reading a number waits for all work queued before it: the loss is looked at this often.
 CHECK_EVERY = 20
+
+#: What helps when a training step takes too much memory.
+SMALLER_STEPS = (
+    "Try half of train.batch_size, with train.accumulate twice as large for the same training; or turn on "
+    "train.grad_checkpointing."
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ def train_epoch(
         clip_norm: largest gradient norm; 0 leaves the gradient alone.
         description: shown with the progress; empty shows none.
 
-    Raises UserError, naming the images, when the loss or the gradient is NaN or infinite.
+    Raises UserError, naming the images, when the loss or the gradient is NaN or infinite; and when the device has not
+    enough memory for a batch.
     """
     start = time.perf_counter()
     total = len(loader)
@@ -77,7 +84,7 @@ def train_epoch(
     images = in_step = 0
     used = rates(optimizer)
     optimizer.zero_grad(set_to_none=True)
-    with _meter(total, description if runtime.is_main else "") as update:
+    with enough_memory(SMALLER_STEPS), _meter(total, description if runtime.is_main else "") as update:
         for number, batch in enumerate(loader):
             ends_step = (number + 1) % accumulate == 0 or number + 1 == total
             size = len(batch["index"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyetune.data.transforms import batch_mixing
-from eyetune.errors import ConfigError
+from eyetune.errors import ConfigError, UserError
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import METRICS, is_graded_dr, is_ordered, primary_metric, score
 from eyetune.progress import meter
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 """At least `index` int64[B], and what the task reads: `image` or `features`, `target`."""
+
+
+#: What helps when a forward pass alone takes too much memory: nothing but fewer images at once.
+SMALLER_FORWARD = (
+    "Try half as many images: --batch-size in predict and evaluate; train.batch_size in finetune, with "
+    "train.accumulate twice as large for the same training."
+)
 
 
 class Batches(Sized, Protocol):
@@ -40,6 +48,8 @@ class Validation:
 
     loss: float | None
     metrics: dict[str, float | None]
+    gaps: str = ""
+    """What the validation images lack that a metric may need; empty when nothing is known to be missing."""
 
 
 class Task(Protocol):
@@ -86,6 +96,17 @@ class Outputs:
         )
 
 
+@contextlib.contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn the device's running out of memory into a UserError that gives `advice`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        # After its third sentence torch explains its allocator.
+        said = ". ".join(str(error).split(". ")[:3]).rstrip(".")
+        raise UserError(f"the device has not enough memory for a batch. {advice}\n  ({said})") from error
+
+
 def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits float[B, K] of a batch of images, or of features computed before."""
     logits: Tensor = network(batch["features"] if "features" in batch else batch["image"])
@@ -98,7 +119,8 @@ def predict(
     """Run `network`, in eval mode and without gradients, over `loader`.
 
     With several processes each brings its part and all get the whole: every sample exactly once, whatever the loader
-    repeats. Shows progress when there is a `description`, with `total` samples as the whole.
+    repeats. Shows progress when there is a `description`, with `total` samples as the whole. Raises UserError when the
+    device has not enough memory for a batch.
     """
     network.eval()
     parts: dict[str, list[Tensor]] = {"index": [], "target": [], "logits": []}
@@ -117,11 +139,12 @@ def predict(
             done += len(batch["index"])
             update(done * runtime.processes)
 
-    if show:
-        with meter(total, description) as update:
-            run(update)
-    else:
-        run(lambda done: None)
+    with enough_memory(SMALLER_FORWARD):
+        if show:
+            with meter(total, description) as update:
+                run(update)
+        else:
+            run(lambda done: None)
     mine = {name: torch.cat(tensors).cpu().numpy() if tensors else None for name, tensors in parts.items()}
     shares = [share for share in runtime.gather(mine) if share["index"] is not None]
     if not shares:
@@ -213,7 +236,16 @@ class ClassificationTask:
         none = [None] * len(outputs.index)
         names = [str(int(index)) for index in outputs.index]
         scores = score(Predictions(names, none, none, outputs.target.numpy(), outputs.logits.numpy(), self.classes))
-        return Validation(loss, {name: entry["value"] for name, entry in scores["metrics"].items()})
+        metrics = {name: entry["value"] for name, entry in scores["metrics"].items()}
+        return Validation(loss, metrics, self._gaps(outputs.target[known]))
+
+    def _gaps(self, targets: Tensor) -> str:
+        """Which classes have no image among the labels int64[N], all known."""
+        missing = set(range(len(self.classes))) - set(targets.tolist())
+        if len(missing) == len(self.classes):
+            return "no validation image has a label"
+        names = ", ".join(self.classes[index] for index in sorted(missing))
+        return f"no validation image is of {names}" if missing else ""
 
     def names(self, indices: Sequence[int]) -> list[str]:
         """Names and rows of training images."""
