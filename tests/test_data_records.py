@@ -299,7 +299,7 @@ def test_plain_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "said"), [([], "no class folders and no images"), (["a/x.txt"], "no images in its class")]
+    ("files", "said"), [([], "no images in it"), (["a/x.txt"], "no images in its class")]
 )
 def test_empty_folders(tmp_path: Path, files: list[str], said: str) -> None:
     touch(tmp_path, files)
