@@ -298,9 +298,7 @@ def test_plain_folder(tmp_path: Path) -> None:
         Manifest.from_folder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("files", "said"), [([], "no images in it"), (["a/x.txt"], "no images in its class")]
-)
+@pytest.mark.parametrize(("files", "said"), [([], "no images in it"), (["a/x.txt"], "no images in its class")])
 def test_empty_folders(tmp_path: Path, files: list[str], said: str) -> None:
     touch(tmp_path, files)
     with pytest.raises(DataError, match=said):
