@@ -63,7 +63,7 @@ def with_eyetune(backbone: str, strategy: str, batch: int, pixels: int, rounds: 
     model = Classifier(load_backbone(backbone, "random", pixels=pixels), CLASSES, 0.3)
     adapt = parse_adapt({"kind": strategy})
     chosen = adapt.build()
-    model = chosen.apply(model).to(runtime.device)
+    model = runtime.place(chosen.apply(model))
     chosen.set_mode(model, training=True)
     train = TrainConfig(batch_size=batch)
     optimizer = build_optimizer(chosen.groups(model), adapt.default_lr, train.weight_decay)

@@ -161,7 +161,7 @@ class _Trainer:
                 "validation split. Use cosine or constant, or keep some images for validation (data.val)."
             )
         last = self.run.load_last() if resume else None
-        self.model.to(self.runtime.device)
+        self.runtime.place(self.model)
         if self.train.grad_checkpointing:
             self.model.backbone.set_grad_checkpointing(True)
         if last is not None:

@@ -97,7 +97,7 @@ def load_run(
     runtime = Runtime(device, precision or _trained_precision(folder, device), seed=card.seed)
     folder.main = runtime.is_main
     model, strategy = rebuild(replace(checkpoint, card=card), folder.path)
-    return Run(folder, model.to(runtime.device), strategy, card, runtime)
+    return Run(folder, runtime.place(model), strategy, card, runtime)
 
 
 def _trained_precision(folder: RunDir, device: str) -> str:
