@@ -24,13 +24,18 @@ from eyetune.verbs.finetune import finetune
 SEED = 4_001
 """Below 10 000: pretraining begins at 20 001."""
 HOME, AWAY = "clinic", ("legacy", "handheld")
+PROBE: dict[str, Any] = {"adapt": {"kind": "linear"}, "augment": "none"}
+LONG: dict[str, Any] = {"adapt": {"kind": "linear", "max_epochs": 60, "patience": 60}, "augment": "none"}
+TUNED: dict[str, Any] = {"augment": "light"}
 RUNS: dict[str, dict[str, Any]] = {
-    "random linear": {"adapt": {"kind": "linear"}, "augment": "none", "train": {"epochs": 10, "lr": 3e-3}},
-    "linear": {"adapt": {"kind": "linear"}, "augment": "none", "train": {"epochs": 10, "lr": 3e-3}},
-    "lora": {"adapt": {"kind": "lora"}, "augment": "light", "train": {"epochs": 8, "lr": 2e-3}},
-    "full": {"adapt": {"kind": "full"}, "augment": "light", "train": {"epochs": 8, "lr": 1e-3}},
-    "gradual": {"adapt": {"kind": "gradual", "patience": 2}, "augment": "light", "train": {"epochs": 12, "lr": 1e-3}},
+    "random linear": {**LONG, "train": {"epochs": 60, "lr": 5e-3, "patience": 0}},
+    "linear": {**PROBE, "train": {"epochs": 10}},
+    "linear long": {**LONG, "train": {"epochs": 60, "lr": 5e-3, "patience": 0}},
+    "lora": {**TUNED, "adapt": {"kind": "lora"}, "train": {"epochs": 8, "lr": 2e-3, "batch_size": 16}},
+    "full": {**TUNED, "adapt": {"kind": "full"}, "train": {"epochs": 8, "lr": 1e-3, "batch_size": 16}},
+    "gradual": {**TUNED, "adapt": {"kind": "gradual", "patience": 1}, "train": {"epochs": 12, "lr": 1e-3}},
 }
+"""`linear` has the strategy's own settings; the long ones go on until nothing changes any more."""
 
 
 def measure(name: str, cohorts: Path, out: Path, *, pool: str | None, weights: str | None) -> dict[str, Any]:

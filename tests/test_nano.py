@@ -18,7 +18,7 @@ def test_file_is_small_and_loads_whole() -> None:
     assert not backbone.report.unexplained
     assert not backbone.report.left_initial
     assert not backbone.report.dropped
-    assert set(backbone.report.loaded) == set(backbone.network.state_dict())
+    assert {name for _, name in backbone.report.loaded} == set(backbone.network.state_dict())
 
 
 def test_parameters_are_few_and_as_the_spec_says() -> None:
