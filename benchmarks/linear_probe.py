@@ -40,7 +40,7 @@ def one_pass(table: Path, backbone: str) -> float:
     from eyetune.runtime import Runtime
 
     runtime = Runtime()
-    network = load_backbone(backbone, "random")
+    network = runtime.place(load_backbone(backbone, "random"))
     manifest = Manifest.from_table(table, label_column="dr_grade")
     settings = FundusSettings(network.preprocess.pixels, network.preprocess.fit)
     loader = make_loader(manifest, network.preprocess, settings, batch_size=32, training=False, keep=False)

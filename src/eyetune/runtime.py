@@ -7,6 +7,7 @@ EyeTune is written as if there were one and asks the :class:`Runtime` where it m
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
 import random
 import shlex
@@ -65,6 +66,8 @@ class Runtime:
         self.seed = seed
         self.accelerator = _accelerator(kind, {"fp32": "no"}.get(self.precision, self.precision))
         self.device: torch.device = self.accelerator.device
+        if kind == "cpu":
+            _keep_freed_memory()
         if kind == "cuda":
             # TF32 for what stays float32 beside bf16 and fp16; whoever asks for fp32 gets all of float32.
             torch.backends.cuda.matmul.allow_tf32 = self.precision != "fp32"
@@ -99,8 +102,8 @@ class Runtime:
     def place(self, module: Module) -> Module:
         """`module` on the device, its attention computed the way that is fastest there; returned for convenience.
 
-        On a processor in bf16 two plain matrix products beat PyTorch's fused kernel (1.3 times for RETFound-Green,
-        see docs/benchmarks.md); everywhere else the fused one is faster and leaner.
+        On a processor in bf16 two plain matrix products beat PyTorch's fused kernel (by two or three times, see
+        docs/benchmarks.md); everywhere else the fused one is faster and leaner.
         """
         fused = not (self.device.type == "cpu" and self.precision == "bf16")
         for part in module.modules():
@@ -264,6 +267,21 @@ def device_name(device: torch.device) -> str:
 def _cuda_multiplies_bf16() -> bool:
     # `is_bf16_supported` also answers yes where bfloat16 is emulated: only Ampere (8.0) and later have it.
     return torch.cuda.get_device_capability()[0] >= 8
+
+
+def _keep_freed_memory() -> None:
+    """Let this process reuse the memory it frees, where the C library is glibc; elsewhere do nothing.
+
+    glibc gives every block above 32 MiB back to the system when it is freed. The activations of a training step are
+    such blocks: each step would have the system find and clear the same gigabytes of pages anew, for up to half of its
+    time (docs/benchmarks.md).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    mallopt(trim_threshold, -1)  # never
+    mallopt(mmap_max, 0)
 
 
 def _accelerator(kind: str, mixed_precision: str) -> Accelerator:
