@@ -32,7 +32,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "linear": {**PROBE, "train": {"epochs": 10}},
     "linear long": {**LONG, "train": {"epochs": 60, "lr": 5e-3, "patience": 0}},
     "lora": {**TUNED, "adapt": {"kind": "lora"}, "train": {"epochs": 8, "lr": 2e-3, "batch_size": 16}},
-    "full": {**TUNED, "adapt": {"kind": "full"}, "train": {"epochs": 8, "lr": 1e-3, "batch_size": 16}},
+    "full": {**TUNED, "adapt": {"kind": "full"}, "train": {"epochs": 20, "lr": 1e-3, "batch_size": 16}},
     "gradual": {**TUNED, "adapt": {"kind": "gradual", "patience": 1}, "train": {"epochs": 12, "lr": 1e-3}},
 }
 """`linear` has the strategy's own settings; the long ones go on until nothing changes any more."""
