@@ -19,7 +19,7 @@ from eyetune.errors import ConfigError, MissingExtra, RunError, UserError
 from eyetune.runtime import Runtime
 from eyetune.train import loop
 from eyetune.train.features import can_compute_once, compute_once
-from eyetune.train.logs import scalars
+from eyetune.train.logs import check_available, scalars
 from eyetune.train.loop import fit
 from eyetune.train.rundir import RunDir
 from eyetune.train.task import ClassificationTask, Validation, predict
@@ -369,6 +369,13 @@ def test_undefined_values_stay_out_of_the_dashboards() -> None:
         "loss/train": 0.5,
         "lr/head": 0.1,
     }
+
+
+def test_a_missing_extra_is_noticed_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_available(TrainConfig())
+    with pytest.raises(MissingExtra, match=r"eyetune\[wandb\]"):
+        check_available(TrainConfig(wandb=True))
 
 
 def test_wandb_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_images: Manifest) -> None:

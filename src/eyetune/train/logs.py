@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,6 +44,9 @@ class TensorBoard:
         self.writer.close()
 
 
+_WANDB = ("logging to Weights & Biases", "wandb")
+
+
 class WeightsAndBiases:
     """A run of the project `eyetune` on wandb (WANDB_MODE=offline keeps it on this machine).
 
@@ -53,11 +57,19 @@ class WeightsAndBiases:
         try:
             import wandb
         except ImportError as error:
-            raise MissingExtra("logging to Weights & Biases", "wandb") from error
+            raise MissingExtra(*_WANDB) from error
         # The same folder resumed is the same run there.
         identity = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]
         self.run = wandb.init(
-            project="eyetune", name=run.path.name, id=identity, dir=str(run.path), resume="allow", config=dict(settings)
+            project="eyetune",
+            name=run.path.name,
+            id=identity,
+            dir=str(run.path),
+            resume="allow",
+            config=dict(settings),
+            # Only numbers and the configuration leave: the terminal's text may name photographs, the rest names this
+            # machine and its user.
+            settings=wandb.Settings(console="off", disable_git=True, disable_code=True, x_disable_meta=True),
         )
 
     def epoch(self, epoch: int, row: Mapping[str, Any]) -> None:
@@ -67,6 +79,12 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Finish the run there."""
         self.run.finish()
+
+
+def check_available(train: TrainConfig) -> None:
+    """Raise MissingExtra, before any work is done, when a log that `train` asks for needs a package that is not here."""
+    if train.wandb and importlib.util.find_spec("wandb") is None:
+        raise MissingExtra(*_WANDB)
 
 
 def open_logs(run: RunDir, train: TrainConfig, first_epoch: int, settings: Mapping[str, Any]) -> list[Log]:

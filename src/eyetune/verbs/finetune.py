@@ -85,10 +85,12 @@ def resume(path: str | Path) -> Run:
 
 
 def check_settings(config: Config) -> None:
-    """Say what is wrong with names and sizes before any image is read: backbone, pooling, pixels, augmentation."""
+    """Say what is wrong with names and sizes before any image is read: backbone, pooling, pixels, augmentation, extras."""
     from eyetune.backbones import find_spec
     from eyetune.data.transforms import train_transform
+    from eyetune.train.logs import check_available
 
+    check_available(config.train)
     spec = find_spec(config.model.backbone)
     spec.check_pool(config.model.pool)
     spec.check_pixels(config.model.pixels)
