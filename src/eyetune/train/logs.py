@@ -82,7 +82,7 @@ class WeightsAndBiases:
 
 
 def check_available(train: TrainConfig) -> None:
-    """Raise MissingExtra, before any work is done, when a log that `train` asks for needs a package that is not here."""
+    """Raise MissingExtra, before any work is done, when a log in `train` needs a package that is not here."""
     if train.wandb and importlib.util.find_spec("wandb") is None:
         raise MissingExtra(*_WANDB)
 

@@ -85,7 +85,7 @@ def resume(path: str | Path) -> Run:
 
 
 def check_settings(config: Config) -> None:
-    """Say what is wrong with names and sizes before any image is read: backbone, pooling, pixels, augmentation, extras."""
+    """Say what is wrong with names and sizes before any image is read: backbone, pool, pixels, augmentation, extras."""
     from eyetune.backbones import find_spec
     from eyetune.data.transforms import train_transform
     from eyetune.train.logs import check_available
