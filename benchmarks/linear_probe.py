@@ -43,7 +43,7 @@ def one_pass(table: Path, backbone: str) -> float:
     network = runtime.place(load_backbone(backbone, "random"))
     manifest = Manifest.from_table(table, label_column="dr_grade")
     settings = FundusSettings(network.preprocess.pixels, network.preprocess.fit)
-    loader = make_loader(manifest, network.preprocess, settings, batch_size=32, training=False, keep=False)
+    loader = make_loader(manifest, network.preprocess, settings, batch_size=32, training=False)
     start = time.perf_counter()
     with torch.no_grad(), runtime.autocast():
         for batch in loader:

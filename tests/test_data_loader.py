@@ -13,12 +13,12 @@ import torch
 from data_kit import PREPROCESS, manifest, photographs, records, save, touch
 
 from eyetune.data import loader as room
+from eyetune.data.cache import Cache
 from eyetune.data.config import DataConfig
 from eyetune.data.fundus import FundusSettings, load_square
 from eyetune.data.loader import (
     EpochBatches,
     Loader,
-    SquareStore,
     check_readable,
     choose_workers,
     find_faults,
@@ -73,7 +73,7 @@ def test_a_run_can_be_taken_up_at_any_epoch(tmp_path: Path) -> None:
     going = loading(found)
     whole = [epoch(going, number) for number in range(3)]
     torch.manual_seed(99)
-    resumed = epoch(loading(found, keep=False), 2)
+    resumed = epoch(loading(found, cache=Cache(tmp_path / "cache", 1)), 2)
     assert resumed[0] == whole[2][0]
     assert torch.equal(resumed[1], whole[2][1])
     assert not torch.equal(epoch(loading(found, seed=6), 2)[1], whole[2][1])
@@ -86,10 +86,11 @@ def test_an_image_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     assert torch.equal(few[1], many[1])
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_workers_change_nothing(tmp_path: Path, keep: bool) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_workers_change_nothing(tmp_path: Path, kept: bool) -> None:
     found = photographs(tmp_path, 10)
-    alone, helped = loading(found, keep=keep), loading(found, keep=keep, workers=2)
+    cache = Cache(tmp_path / "cache", 1) if kept else None
+    alone, helped = loading(found, cache=cache), loading(found, cache=cache, workers=2)
     for number in (0, 3):
         one, two = epoch(alone, number), epoch(helped, number)
         assert one[0] == two[0]
@@ -107,50 +108,23 @@ def test_the_training_process_keeps_its_generator_and_its_threads(tmp_path: Path
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kept_squares_are_decoded_once(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_squares_are_decoded_once(tmp_path: Path, workers: int) -> None:
     found = photographs(tmp_path, 8)
-    loader = loading(found, keep=True, workers=workers)
+    cache = Cache(tmp_path / "cache", 1)
+    check_readable(found, False, cache=cache, settings=SETTINGS)
+    loader = loading(found, cache=cache, workers=workers)
     first = epoch(loader, 0)
     for record in found:
-        record.image.unlink()
+        record.image.write_bytes(b"gone")
     second = epoch(loader, 1)
     assert sorted(second[0]) == list(range(8))
     assert not torch.equal(first[1], second[1])
-    store = loader.dataset.store
-    assert store is not None
-    assert store.filled.all()
 
 
-def test_squares_are_kept_only_when_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = photographs(tmp_path, 4)
-    need = 4 * 3 * 32 * 32
-    monkeypatch.setattr(room, "_free_shared", lambda: 10**9)
-    monkeypatch.setattr(room, "_free_memory", lambda: 4 * need)
-    assert loading(found).dataset.store is not None
-    monkeypatch.setattr(room, "_free_memory", lambda: 4 * need - 4)
-    assert loading(found).dataset.store is None
-    monkeypatch.setattr(room, "_free_memory", lambda: 10**9)
-    monkeypatch.setattr(room, "_free_shared", lambda: 2 * need - 2)
-    assert SquareStore.fits(4, 32, shared=False)
-    assert not SquareStore.fits(4, 32, shared=True)
-
-
-def test_processes_share_the_memory_and_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = photographs(tmp_path, 4)
-    need = 4 * 3 * 32 * 32
-    monkeypatch.setattr(room, "_free_shared", lambda: 10**9)
-    monkeypatch.setattr(room, "_free_memory", lambda: 4 * need * 2)
-    assert loading(found, batch_size=1, shard=(0, 2)).dataset.store is not None
-    assert loading(found, batch_size=1, shard=(0, 3)).dataset.store is None
-    monkeypatch.setattr(room, "_free_memory", lambda: 10**9)
-    monkeypatch.setattr(room, "_free_shared", lambda: 2 * need * 2)
-    assert SquareStore.fits(4, 32, shared=True, processes=2)
-    assert not SquareStore.fits(4, 32, shared=True, processes=3)
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(room.sys, "platform", "linux")
     assert [choose_workers("auto", 1000, processes) for processes in (1, 4, 16)] == [8, 2, 1]
-    monkeypatch.setattr(room, "_TINY", 4)
-    assert loading(found, batch_size=1, workers="auto", shard=(0, 4)).num_workers == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON to `path`, atomically. NaN and infinity are refused: JSON has neither."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def cache_folder() -> Path:
+    """Where downloads, copies and prepared images go: EYETUNE_CACHE, else `eyetune` in the user's cache folder."""
+    if own := os.environ.get("EYETUNE_CACHE"):
+        return Path(own)
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "eyetune"
+    home = Path.home()
+    return (home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache") / "eyetune"
 
 
 def sha256(path: Path) -> str:

@@ -24,9 +24,10 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Workers = Annotated[int, Parameter(validator=Number(gte=0))] | Literal["auto"]
 BatchSize = Annotated[int, Parameter(validator=Number(gte=1))]
+NoCache = Annotated[bool, Parameter(negative=())]
 
 #: Short names for what people type most.
-SHORT = {"skip_unreadable": "data.skip_unreadable"}
+SHORT = {"skip_unreadable": "data.skip_unreadable", "cache": "data.cache"}
 
 _NUMBER = re.compile(r"-(\d|\.\d)")
 
@@ -48,6 +49,7 @@ def parse(words: Sequence[str]) -> Words:
     overrides: dict[str, Any] = {}
     waiting = list(words)
     switches = {flag.path for flag in flags() if flag.type == "true|false"}
+    negatable = switches | {flag.path for flag in flags() if "true|false" in flag.type.split("|", 1)[-1]}
     while waiting:
         word = waiting.pop(0)
         if not word.startswith("--"):
@@ -58,8 +60,8 @@ def parse(words: Sequence[str]) -> Words:
         name, equals, text = word[2:].partition("=")
         path = name.replace("-", "_")
         path = SHORT.get(path, path)
-        negated = path.removeprefix("no_")
-        if negated in switches and not equals:
+        negated = SHORT.get(path.removeprefix("no_"), path.removeprefix("no_"))
+        if (path in switches or (path != negated and negated in negatable)) and not equals:
             overrides[negated] = path == negated
             if path == negated and waiting and isinstance(_value(waiting[0]), bool):
                 overrides[negated] = _value(waiting.pop(0))

@@ -37,6 +37,10 @@ class LinearConfig(StrategyConfig):
     patience: int = Field(default=3, ge=1)
     """Stop after this many epochs without a better validation score."""
 
+    views: int = Field(default=0, ge=0)
+    """Take turns among this many augmented views of each image, their features computed once; 0 augments anew in every
+    epoch, a forward pass each."""
+
     default_lr: ClassVar[float] = 1e-3
 
     def build(self) -> Linear:
@@ -114,6 +118,7 @@ class Linear(Strategy):
 
     def __init__(self, config: LinearConfig) -> None:
         self.config = config
+        self.views = config.views
         self.plateau = Plateau(config.patience)
 
     def apply(self, model: Classifier) -> Classifier:

@@ -131,6 +131,10 @@ class Strategy(ABC):
     frozen_backbone: bool = False
     """True when the backbone's features never change in training: the loop may then compute them once."""
 
+    views: int = 0
+    """With a frozen backbone: this many augmented views of each image stand for its augmentation, and the loop computes
+    their features once; 0 augments anew in every epoch."""
+
     layer_decay: float = 1.0
     """The rate of each layer group over that of the group above it; the head is the top, at 1."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
 from http.client import HTTPException
@@ -15,14 +14,6 @@ from eyetune.progress import meter
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without an answer
-
-
-def weights_folder() -> Path:
-    """Where downloads are kept: `EYETUNE_CACHE`, else `eyetune` in the user's cache folder."""
-    if own := os.environ.get("EYETUNE_CACHE"):
-        return Path(own) / "weights"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "eyetune" / "weights"
 
 
 def download(spec: BackboneSpec) -> Path:
@@ -39,7 +30,7 @@ def download(spec: BackboneSpec) -> Path:
             f"model.weights: {spec.name} cannot be downloaded by a program. Get it from {spec.source} "
             f"(licence: {spec.licence}) and set model.weights to the file."
         )
-    path = weights_folder() / spec.name / source.filename
+    path = files.cache_folder() / "weights" / spec.name / source.filename
     record = path.with_name(path.name + ".sha256")
     if path.is_file() and record.is_file():
         _verify(path, record.read_text(encoding="utf-8").split()[0], "has changed since it was downloaded")

@@ -52,6 +52,17 @@ class DataConfig(Section):
     """Make the image square by pad or squash. Not given: as the backbone was trained."""
     skip_unreadable: bool = False
     """Leave out images that cannot be read, and report them, instead of stopping."""
+    cache: Path | bool = True
+    """Where prepared images and features are kept: true in the user's cache folder, a folder there, false (--no-cache)
+    nowhere."""
+    cache_limit: float = Field(default=50.0, gt=0, allow_inf_nan=False)
+    """GiB the cache may take. Beyond that, what was not used for longest is deleted."""
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _truth(cls, value: Any) -> Any:
+        """A truth value that came as text: not the name of a folder."""
+        return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
     @field_validator("classes", mode="before")
     @classmethod

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Photo = npt.NDArray[np.uint8]
 """uint8[H, W, 3], RGB."""
 
+VERSION = 1
+"""Counts up with every change to this file that changes a pixel: squares prepared by an older version are not used."""
+
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 """What is opened at all, whatever the file is called."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,11 +100,8 @@ def _cache_folder(name: str, local: Path, columns: Mapping[str, str | None]) -> 
             if path.is_file():
                 state = path.stat()
                 identity.append(f"{path.relative_to(local)} {state.st_size} {state.st_mtime_ns}")
-    root = os.environ.get("EYETUNE_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "eyetune"
-    )
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[-60:]
-    return Path(root) / "hf" / f"{readable}-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:12]}"
+    return files.cache_folder() / "hf" / f"{readable}-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:12]}"
 
 
 def _read(name: str | Path, columns: Mapping[str, str | None], folder: Path, source: str) -> _Copy:

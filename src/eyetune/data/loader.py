@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from eyetune.data.cache import Cache, file_digest
 from eyetune.data.config import AugmentConfig
 from eyetune.data.fundus import GRAY, FundusSettings, load_square, read_image
 from eyetune.data.record import Record
@@ -37,51 +37,6 @@ _MOST_WORKERS = 8
 _TINY = 64
 """Below this many images starting processes costs more than it saves."""
 
-_SHARE_OF_MEMORY = 0.25
-
-
-class SquareStore:
-    """The prepared squares of a dataset, uint8[N, 3, P, P], filled as they are first used, shared with the workers."""
-
-    def __init__(self, count: int, pixels: int, *, shared: bool) -> None:
-        self.squares = torch.empty((count, 3, pixels, pixels), dtype=torch.uint8)
-        self.filled = torch.zeros(count, dtype=torch.uint8)
-        if shared:
-            self.squares.share_memory_()
-            self.filled.share_memory_()
-
-    @staticmethod
-    def fits(count: int, pixels: int, *, shared: bool, processes: int = 1) -> bool:
-        """Whether the squares take at most a quarter of the free memory and, if shared, half of the shared memory.
-
-        With several training processes each keeps squares of its own, and has its part of both.
-        """
-        wanted = count * 3 * pixels * pixels
-        # Containers often have a small /dev/shm; going over it kills the process without a message.
-        room = _SHARE_OF_MEMORY * _free_memory()
-        if shared:
-            room = min(room, _free_shared() / 2)
-        return wanted * processes <= room
-
-    def get(self, index: int) -> torch.Tensor | None:
-        """The square uint8[3, P, P], or None when it was not prepared yet."""
-        return self.squares[index] if self.filled[index] else None
-
-    def put(self, index: int, square: torch.Tensor) -> None:
-        """Keep a square. Two workers writing the same one write the same bytes."""
-        self.squares[index] = square
-        self.filled[index] = 1
-
-
-def _free_memory() -> int:
-    import psutil  # type: ignore[import-untyped]
-
-    return int(psutil.virtual_memory().available)
-
-
-def _free_shared() -> int:
-    return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else _free_memory()  # noqa: S108
-
 
 class FundusDataset(Dataset[dict[str, Any]]):
     """Prepared, augmented photographs of a manifest, indexed by (epoch, index).
@@ -91,8 +46,15 @@ class FundusDataset(Dataset[dict[str, Any]]):
         settings: how a photograph becomes a square.
         transform: uint8[3, P, P] to float32[3, P, P]; its draws depend on (seed, epoch, index) only.
         seed: of the augmentation.
-        store: where to keep the squares after the first use; None decodes them every time.
+        cache: where prepared squares are kept; None decodes them every time.
+
+    Attributes:
+        augment: what `transform` does, where its draws count.
+        by_content: draw from the file's content in place of (seed, index): the same view whatever table it stands in.
     """
+
+    augment: AugmentConfig = "none"
+    by_content: bool = False
 
     def __init__(
         self,
@@ -101,31 +63,34 @@ class FundusDataset(Dataset[dict[str, Any]]):
         transform: Any,
         *,
         seed: int = 0,
-        store: SquareStore | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.records: Sequence[Record] = manifest.records
         self.settings = settings
         self.transform = transform
         self.seed = seed
-        self.store = store
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.records)
 
     def square(self, index: int) -> torch.Tensor:
-        """uint8[3, P, P] of one record. Raises DataError naming file and row."""
-        kept = None if self.store is None else self.store.get(index)
-        if kept is not None:
-            return kept
+        """uint8[3, P, P] of one record, a view of uint8[P, P, 3]. Raises DataError naming file and row."""
         record = self.records[index]
+        load = load_square if self.cache is None else self.cache.square
         try:
-            photo = load_square(record.image, self.settings)
+            photo = load(record.image, self.settings)
         except DataError as error:
             raise DataError(f"{record.row}: {error}") from None
-        square = torch.from_numpy(photo).permute(2, 0, 1).contiguous()
-        if self.store is not None:
-            self.store.put(index, square)
-        return square
+        return torch.from_numpy(photo).permute(2, 0, 1)
+
+    def _draw(self, epoch: int, index: int) -> int:
+        """The seed of one augmentation."""
+        if not self.by_content:
+            return _mix(self.seed, epoch, index)
+        path = self.records[index].image
+        digest = file_digest(path) if self.cache is None else self.cache.digest(path)
+        return _mix(epoch, *np.frombuffer(digest, np.uint32).tolist())
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
@@ -134,7 +99,7 @@ class FundusDataset(Dataset[dict[str, Any]]):
         except DataError as error:
             # An exception would reach the other process wrapped in a traceback; the text alone is what helps.
             return {"error": str(error)}
-        image = _seeded(_mix(self.seed, epoch, index), self.transform, square)
+        image = _seeded(self._draw(epoch, index), self.transform, square)
         label = self.records[index].label
         return {"image": image, "target": -1 if label is None else label, "index": index}
 
@@ -310,7 +275,7 @@ def make_loader(
     balance: str = "none",
     workers: Workers = "auto",
     seed: int = 0,
-    keep: bool | None = None,
+    cache: Cache | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Batches for training (shuffled, augmented) or evaluation (in order, every record exactly once).
@@ -329,8 +294,7 @@ def make_loader(
         balance: "sampler" draws as many of each class in training; any other word leaves the classes as they are.
         workers: loading processes, or "auto".
         seed: of order and augmentation.
-        keep: keep the prepared squares in memory so that later epochs decode nothing; None does so when they fit. For
-            a single pass say False.
+        cache: where prepared squares are kept, so that no photograph is decoded twice; None decodes in every epoch.
         shard: (this process, number of processes).
 
     Raises UserError when `batch_size` exceeds the number of training images.
@@ -344,10 +308,8 @@ def make_loader(
     surround = GRAY if settings.contrast == "ben-graham" else 0
     transform = train_transform(preprocess, augment, surround=surround) if training else eval_transform(preprocess)
     count = choose_workers(workers, len(manifest), processes=shard[1])
-    if keep is None:
-        keep = SquareStore.fits(len(manifest), settings.pixels, shared=count > 0, processes=shard[1])
-    store = SquareStore(len(manifest), settings.pixels, shared=count > 0) if keep else None
-    dataset = FundusDataset(manifest, settings, transform, seed=seed, store=store)
+    dataset = FundusDataset(manifest, settings, transform, seed=seed, cache=cache)
+    dataset.augment = augment if training else "none"
     batches = EpochBatches(
         manifest.labels,
         batch_size,
@@ -369,17 +331,24 @@ def make_loader(
     return loader
 
 
-def check_readable(manifest: Manifest, skip: bool, *, workers: Workers = "auto") -> Manifest:
-    """Decode every image once and return the manifest of those that can be read.
+def check_readable(
+    manifest: Manifest,
+    skip: bool,
+    *,
+    workers: Workers = "auto",
+    cache: Cache | None = None,
+    settings: FundusSettings | None = None,
+) -> Manifest:
+    """Decode every image once, into the cache if there is one, and return the manifest of those that can be read.
 
     Args:
         manifest: the records.
         skip: leave unreadable images out and say so in the notes, instead of raising.
-        workers: threads, or "auto".
+        workers, cache, settings: as for :func:`find_faults`.
 
     Raises DataError naming file and row of the unreadable images, or when none can be read.
     """
-    faults = find_faults(manifest, workers=workers)
+    faults = find_faults(manifest, workers=workers, cache=cache, settings=settings)
     bad = [f"{record.row}: {fault}" for record, fault in zip(manifest, faults, strict=True) if fault]
     if not bad:
         return manifest
@@ -392,16 +361,27 @@ def check_readable(manifest: Manifest, skip: bool, *, workers: Workers = "auto")
     return manifest.with_records(kept, f"skipped: {said}")
 
 
-def find_faults(manifest: Manifest, *, workers: Workers = "auto") -> list[str | None]:
+def find_faults(
+    manifest: Manifest,
+    *,
+    workers: Workers = "auto",
+    cache: Cache | None = None,
+    settings: FundusSettings | None = None,
+) -> list[str | None]:
     """Decode every image once: what is wrong with each, in order; None where it can be read.
 
     Args:
         manifest: the records.
         workers: threads, or "auto".
+        cache: what is decoded is kept there for the loader, and what is there already is not decoded; None only looks.
+        settings: how a photograph becomes a square; needed with a cache.
     """
     threads = max(1, choose_workers(workers, len(manifest)))
+    paths = [record.image for record in manifest]
+    if cache is not None and settings is not None:
+        return cache.fill(paths, settings, threads=threads)
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(_fault, [record.image for record in manifest])
+        found = pool.map(_fault, paths)
         return list(track(found, len(manifest), "Checking images"))
 
 

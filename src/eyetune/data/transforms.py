@@ -1,4 +1,8 @@
-"""Augmentation and normalisation with torchvision.transforms.v2, on uint8 tensors for as long as possible."""
+"""Augmentation and normalisation, on uint8 for as long as possible.
+
+The levels are written as torchvision.transforms.v2 and carried out by OpenCV: what v2 draws, in its order, becomes one
+warp, one colour matrix and one blur (docs/benchmarks.md: several times as fast). Lists of transforms go through v2.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
 from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
 
 from eyetune.data.config import AugmentConfig
+from eyetune.data.fundus import Photo
 from eyetune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -18,12 +27,12 @@ if TYPE_CHECKING:
 Mixing = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def eval_transform(preprocess: Preprocess) -> v2.Transform:
+def eval_transform(preprocess: Preprocess) -> nn.Module:
     """uint8[3, H, W] to float32[3, H, W], normalised by the backbone's mean and deviation."""
-    return v2.Compose(_normalise(preprocess))
+    return Normalise(preprocess)
 
 
-def train_transform(preprocess: Preprocess, augment: AugmentConfig, *, surround: int = 0) -> v2.Transform:
+def train_transform(preprocess: Preprocess, augment: AugmentConfig, *, surround: int = 0) -> nn.Module:
     """Augmentation, then as :func:`eval_transform`. Draws from torch's generator only.
 
     Args:
@@ -33,21 +42,144 @@ def train_transform(preprocess: Preprocess, augment: AugmentConfig, *, surround:
 
     Raises UserError for a transform that torchvision.transforms.v2 does not have, or does not take these arguments.
     """
-    chosen = _level(augment, surround) if isinstance(augment, str) else _listed(augment)
-    whole = v2.Compose([*chosen, *_normalise(preprocess)])
-    if not isinstance(augment, str):
-        _try(whole, preprocess.pixels)
+    if isinstance(augment, str):
+        return nn.Sequential(Fused(level_steps(augment, surround)), Normalise(preprocess))
+    whole = v2.Compose(
+        [
+            *_listed(augment),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(preprocess.mean), list(preprocess.std), inplace=True),
+        ]
+    )
+    _try(whole, preprocess.pixels)
     return whole
 
 
-def _normalise(preprocess: Preprocess) -> list[v2.Transform]:
-    return [
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(preprocess.mean), list(preprocess.std), inplace=True),
-    ]
+class Normalise(nn.Module):
+    """uint8[3, H, W], contiguous or a view of [H, W, 3], to contiguous float32: (image / 255 - mean) / std."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (preprocess.mean, preprocess.std))
+        self.scale = (1 / (255 * std)).float()[:, None, None]
+        self.offset = (-mean / std).float()[:, None, None]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """The normalised image, in new memory."""
+        return torch.empty(image.shape, dtype=torch.float32).copy_(image).mul_(self.scale).add_(self.offset)
 
 
-def _level(level: str, fill: int) -> list[v2.Transform]:
+class Fused(nn.Module):
+    """The transforms of a level, carried out in as few passes over the image as possible.
+
+    The draws are v2's own: the same seed gives the same picture as `v2.Compose(steps)`, but for rounding (flips and
+    affine in one interpolation to 1/32 pixel; brightness, contrast and saturation without rounding and clipping between
+    them). Takes and gives uint8[3, H, W], views of [H, W, 3].
+
+    Args:
+        steps: RandomHorizontalFlip, RandomVerticalFlip, RandomAffine (bilinear), ColorJitter without hue; RandomApply
+            of one GaussianBlur or GaussianNoise.
+    """
+
+    def __init__(self, steps: Sequence[v2.Transform]) -> None:
+        super().__init__()
+        self.steps = tuple(steps)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """The augmented image."""
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        whole = np.eye(3)
+        fill = 0.0
+        for step in self.steps:
+            if isinstance(step, v2.RandomHorizontalFlip | v2.RandomVerticalFlip):
+                if torch.rand(1) < step.p:
+                    whole = whole @ _flip(pixels.shape, horizontal=isinstance(step, v2.RandomHorizontalFlip))
+                continue
+            if isinstance(step, v2.RandomAffine):
+                whole = whole @ _affine(pixels.shape, **step.make_params([image]))
+                fill = float(step.fill)
+                continue
+            pixels, whole = _warp(pixels, whole, fill), np.eye(3)
+            if isinstance(step, v2.ColorJitter):
+                pixels = _colour(pixels, **step.make_params([image]))
+            elif torch.rand(1) < step.p:
+                pixels = _disturb(pixels, step.transforms[0])
+        return torch.from_numpy(_warp(pixels, whole, fill)).permute(2, 0, 1)
+
+
+def _flip(shape: tuple[int, ...], *, horizontal: bool) -> npt.NDArray[np.float64]:
+    """From pixels of the result to pixels of the source, float[3, 3]."""
+    height, width = shape[:2]
+    if horizontal:
+        return np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]])
+    return np.array([[1.0, 0, 0], [0, -1, height - 1], [0, 0, 1]])
+
+
+def _affine(
+    shape: tuple[int, ...], *, angle: float, translate: Sequence[float], scale: float, shear: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """From pixels of the result to pixels of the source, float[3, 3]: v2's turn about the centre, then shift."""
+    if any(shear):
+        raise ValueError("shear is not carried out here")
+    height, width = shape[:2]
+    across, down = (width - 1) / 2, (height - 1) / 2
+    turn = np.deg2rad(angle)
+    cosine, sine = np.cos(turn) / scale, np.sin(turn) / scale
+    back = np.array([[1, 0, -across - translate[0]], [0, 1, -down - translate[1]], [0, 0, 1.0]])
+    around = np.array([[cosine, sine, across], [-sine, cosine, down], [0, 0, 1.0]])
+    return around @ back
+
+
+def _warp(pixels: Photo, whole: npt.NDArray[np.float64], fill: float) -> Photo:
+    if np.array_equal(whole, np.eye(3)):
+        return pixels
+    height, width = pixels.shape[:2]
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(pixels, whole[:2], (width, height), flags=flags, borderValue=(fill, fill, fill))
+
+
+_GRAY = np.array([0.2989, 0.587, 0.114])
+"""Weights of red, green and blue in torchvision's gray."""
+
+
+def _colour(
+    pixels: Photo,
+    *,
+    fn_idx: torch.Tensor,
+    brightness_factor: float | None,
+    contrast_factor: float | None,
+    saturation_factor: float | None,
+    hue_factor: float | None,
+) -> Photo:
+    """Brightness, contrast and saturation in the order drawn, as one 3 x 4 matrix over red, green and blue."""
+    if hue_factor is not None:
+        raise ValueError("hue is not carried out here")
+    factors = (brightness_factor, contrast_factor, saturation_factor)
+    mean = np.array([*cv2.mean(pixels)[:3], 1.0])
+    matrix = np.eye(3, 4)
+    for kind in fn_idx.tolist():
+        factor = factors[kind] if kind < len(factors) else None
+        if factor is None:
+            continue
+        if kind == 2:
+            matrix = (factor * np.eye(3) + (1 - factor) * _GRAY) @ matrix
+            continue
+        middle = float(_GRAY @ matrix @ mean) if kind == 1 else 0.0
+        matrix = factor * matrix
+        matrix[:, 3] += (1 - factor) * middle
+    return cv2.transform(pixels, matrix)
+
+
+def _disturb(pixels: Photo, step: v2.Transform) -> Photo:
+    if isinstance(step, v2.GaussianBlur):
+        sigma = float(step.make_params([])["sigma"][0])
+        return cv2.GaussianBlur(pixels, tuple(step.kernel_size), sigma, borderType=cv2.BORDER_REFLECT_101)
+    noisy: Photo = step(torch.from_numpy(pixels)).numpy()
+    return noisy
+
+
+def level_steps(level: str, fill: int) -> list[v2.Transform]:
+    """What a level does, as torchvision.transforms.v2; `fill` 0..255 where the picture is moved away."""
     flips: list[v2.Transform] = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
     bilinear = InterpolationMode.BILINEAR
     if level == "none":
@@ -107,7 +239,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _try(whole: v2.Transform, pixels: int) -> None:
+def _try(whole: nn.Module, pixels: int) -> None:
     """Run a list of transforms once, so that one that cannot work says so now and not in the middle of an epoch."""
     state = torch.get_rng_state()
     try:

@@ -179,7 +179,11 @@ class _Trainer:
         if features_once and not self._finished():
             with enough_memory(SMALLER_FORWARD):
                 self.train_loader = compute_once(
-                    self.model, train_loader, self.runtime, "Features of the training images"
+                    self.model,
+                    train_loader,
+                    self.runtime,
+                    "Features of the training images",
+                    views=self.strategy.views,
                 )
                 if val_loader is not None:
                     self.val_loader = compute_once(

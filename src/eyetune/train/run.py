@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from eyetune.adapt.classifier import Classifier
 from eyetune.adapt.strategy import Strategy, parse_adapt
 from eyetune.backbones import Preprocess, load_backbone
+from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.loader import Workers, make_loader
 from eyetune.data.record import Record
@@ -17,6 +18,7 @@ from eyetune.data.records import Manifest
 from eyetune.errors import RunError, UserError
 from eyetune.metrics.predictions import Predictions
 from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
+from eyetune.train.features import FeatureHead, compute_once
 from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
 from eyetune.train.task import predict
 
@@ -32,16 +34,30 @@ class Run:
         folder: the run folder.
         model: the network, adapted, in eval mode.
         card: what it was built from and how its images are prepared.
+        cache: where prepared photographs, and the features of a frozen backbone, are kept; None for nowhere.
     """
 
     def __init__(
-        self, folder: RunDir, model: Classifier, strategy: Strategy, card: ModelCard, runtime: Runtime
+        self,
+        folder: RunDir,
+        model: Classifier,
+        strategy: Strategy,
+        card: ModelCard,
+        runtime: Runtime,
+        *,
+        cache: Cache | None = None,
     ) -> None:
         self.folder = folder
         self.model = model
         self.strategy = strategy
         self.card = card
         self.runtime = runtime
+        self.cache = cache
+
+    @property
+    def settings(self) -> FundusSettings:
+        """How its photographs become squares."""
+        return FundusSettings.from_dict(self.card.fundus)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -57,14 +73,18 @@ class Run:
         loader = make_loader(
             manifest,
             self.model.backbone.preprocess,
-            FundusSettings.from_dict(self.card.fundus),
+            self.settings,
             batch_size=batch_size,
             training=False,
             workers=workers,
-            keep=False,
+            cache=self.cache,
             shard=(self.runtime.rank, self.runtime.processes),
         )
-        outputs = predict(self.model, loader, self.runtime, total=len(manifest), description="Predicting")
+        if self.strategy.frozen_backbone:
+            known = compute_once(self.model, loader, self.runtime, "Predicting")
+            outputs = predict(FeatureHead(self.model), known, self.runtime)
+        else:
+            outputs = predict(self.model, loader, self.runtime, total=len(manifest), description="Predicting")
         return outputs.predictions(manifest)
 
     def predict(self, paths: Sequence[str | Path], *, batch_size: int = 32) -> NDArray[np.float64]:
@@ -79,7 +99,12 @@ class Run:
 
 
 def load_run(
-    path: str | Path, *, device: str = "auto", precision: str | None = None, weights: str | None = None
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: str | None = None,
+    weights: str | None = None,
+    cache: bool = True,
 ) -> Run:
     """Read the best epoch of a run folder.
 
@@ -88,6 +113,7 @@ def load_run(
         device: auto, cpu, cuda or mps.
         precision: auto, fp32, bf16 or fp16; None = as the run was trained, where the device can.
         weights: where the base weights are now, when they moved since training.
+        cache: keep prepared photographs where the run's configuration says; False keeps nothing.
 
     Raises RunError when the folder is no run, is damaged, or the base weights are not the ones it was trained on.
     """
@@ -97,7 +123,8 @@ def load_run(
     runtime = Runtime(device, precision or _trained_precision(folder, device), seed=card.seed)
     folder.main = runtime.is_main
     model, strategy = rebuild(replace(checkpoint, card=card), folder.path)
-    return Run(folder, runtime.place(model), strategy, card, runtime)
+    kept = Cache.of(folder.read_config().data) if cache else None
+    return Run(folder, runtime.place(model), strategy, card, runtime, cache=kept)
 
 
 def _trained_precision(folder: RunDir, device: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eyetune.config import Config
 from eyetune.errors import UserError
 from eyetune.files import atomic, write_json
-from eyetune.flags import Device, Precision
+from eyetune.flags import Device, NoCache, Precision
 from eyetune.progress import duration
 from eyetune.terminal import show
 from eyetune.verbs.data import synth
@@ -40,7 +40,12 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def command(
-    *, out: Path = Path("demo"), seed: int = SEED, device: Device = "auto", precision: Precision = "auto"
+    *,
+    out: Path = Path("demo"),
+    seed: int = SEED,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    no_cache: NoCache = False,
 ) -> None:
     """Adapt a small retinal model to DR grades on drawn eyes, and see how much of it another camera takes away.
 
@@ -52,6 +57,7 @@ def command(
         seed: Decides the eyes, the splits and the training.
         device: auto, cpu, cuda or mps.
         precision: auto, fp32, bf16 or fp16.
+        no_cache: Keep no prepared images on disk, and use none.
     """
     start = time.monotonic()
     _make_room(out, seed)
@@ -65,7 +71,7 @@ def command(
         _step(number, f"Adapting nano with {name}, then scoring unseen patients and the other camera")
         table = str(out / HOME / "labels.csv")
         common = {"seed": seed, "out": str(out / name), "device": device, "precision": precision}
-        data = {"table": table, "label_column": "dr_grade", "val": 0.1, "test": 0.25}
+        data = {"table": table, "label_column": "dr_grade", "val": 0.1, "test": 0.25, "cache": not no_cache}
         runs[name] = finetune(Config.parse({"data": data, **settings, **common}))
         away = open_dataset(runs[name], str(out / AWAY / "labels.csv"), None, {})
         scores[name] = evaluate(runs[name], {AWAY: away})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from eyetune.errors import ConfigError, DataError
-from eyetune.flags import BatchSize, Device, Precision, Workers
+from eyetune.flags import BatchSize, Device, NoCache, Precision, Workers
 
 if TYPE_CHECKING:
     from eyetune.data.records import Manifest
@@ -33,6 +33,7 @@ def command(
     workers: Workers = "auto",
     batch_size: BatchSize = 32,
     weights: str | None = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Score a run on datasets it was not trained on, next to its own test split.
 
@@ -51,6 +52,7 @@ def command(
         workers: Processes that read images; auto chooses by the number of processors.
         batch_size: Images in one forward pass.
         weights: Where the base weights are now, when they moved since training.
+        no_cache: Keep no prepared images on disk, and use none.
     """
     from eyetune.data.loader import check_readable
     from eyetune.terminal import show
@@ -60,7 +62,7 @@ def command(
     named = dict(parse_dataset(word) for word in data)
     if len(named) < len(data):
         raise ConfigError("two --data have the same NAME; each needs its own.")
-    trained = load_run(run, device=device, precision=precision, weights=weights)
+    trained = load_run(run, device=device, precision=precision, weights=weights, cache=not no_cache)
     columns = {
         "image_column": image_column,
         "label_column": label_column,
@@ -69,7 +71,13 @@ def command(
     }
     manifests = {}
     for name, (table, images) in named.items():
-        manifest = check_readable(open_dataset(trained, table, images, columns), skip_unreadable)
+        manifest = check_readable(
+            open_dataset(trained, table, images, columns),
+            skip_unreadable,
+            workers=workers,
+            cache=trained.cache,
+            settings=trained.settings,
+        )
         if trained.runtime.is_main:
             print("\n".join(f"{name}: {note}" for note in manifest.notes))
         manifests[name] = manifest

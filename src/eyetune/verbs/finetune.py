@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from eyetune.terminal import show
 if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
     from eyetune.adapt.strategy import Strategy
+    from eyetune.data.cache import Cache
     from eyetune.data.loader import Loader
     from eyetune.data.records import Manifest
     from eyetune.runtime import Runtime
@@ -52,6 +53,7 @@ def finetune(config: Config) -> Run:
 
     Raises UserError for what the user can mend; KeyboardInterrupt, with how to go on, when interrupted.
     """
+    from eyetune.data.cache import Cache
     from eyetune.runtime import Runtime
     from eyetune.train.rundir import RunDir
 
@@ -59,15 +61,17 @@ def finetune(config: Config) -> Run:
     check_settings(config)
     if runtime.is_main:
         RunDir.check_free(config.out)
-    manifest = prepare_data(config)
+    cache = Cache.of(config.data)
+    manifest = prepare_data(config, cache)
     model, strategy = build_model(config, manifest.classes)
-    job = _Job(config, manifest, model, strategy, RunDir.create(config.out, runtime.is_main), runtime)
+    job = _Job(config, manifest, model, strategy, RunDir.create(config.out, runtime.is_main), runtime, cache)
     job.describe()
     return job.train(resumed=False)
 
 
 def resume(path: str | Path) -> Run:
     """Go on with an interrupted run, exactly where it stopped. A run that is finished is only scored again."""
+    from eyetune.data.cache import Cache
     from eyetune.runtime import Runtime
     from eyetune.train.rundir import RunDir
 
@@ -76,9 +80,10 @@ def resume(path: str | Path) -> Run:
     runtime = Runtime(config.device, config.precision, config.seed)
     folder.main = runtime.is_main
     begun = folder.splits_file.is_file()
-    manifest = prepare_data(config, splits=folder.splits_file if begun else None)
+    cache = Cache.of(config.data)
+    manifest = prepare_data(config, cache, splits=folder.splits_file if begun else None)
     model, strategy = build_model(config, manifest.classes)
-    job = _Job(config, manifest, model, strategy, folder, runtime)
+    job = _Job(config, manifest, model, strategy, folder, runtime, cache)
     if not begun:
         job.describe()
     return job.train(resumed=True)
@@ -97,20 +102,31 @@ def check_settings(config: Config) -> None:
     train_transform(spec.preprocess, config.augment)
 
 
-def prepare_data(config: Config, splits: Path | None = None) -> Manifest:
+def prepare_data(config: Config, cache: Cache | None = None, *, splits: Path | None = None) -> Manifest:
     """The photographs of a configuration, every one readable, in a split and with a label.
 
     Args:
         config: the configuration.
+        cache: where the prepared photographs go.
         splits: a splits.csv to repeat; None cuts splits as the configuration says.
 
     Raises DataError for everything that is wrong with the table, the images or the splits.
     """
+    from eyetune.backbones import find_spec
+    from eyetune.data.fundus import FundusSettings
     from eyetune.data.loader import check_readable
     from eyetune.data.records import open_manifest
     from eyetune.data.splits import read_splits, split
 
-    manifest = check_readable(open_manifest(config.data), config.data.skip_unreadable)
+    spec = find_spec(config.model.backbone)
+    preprocess = replace(spec.preprocess, pixels=spec.check_pixels(config.model.pixels))
+    manifest = check_readable(
+        open_manifest(config.data),
+        config.data.skip_unreadable,
+        workers=config.workers,
+        cache=cache,
+        settings=FundusSettings.of(config.data, preprocess),
+    )
     if splits is not None:
         manifest = read_splits(splits, manifest)
     else:
@@ -147,6 +163,7 @@ class _Job:
     strategy: Strategy
     folder: RunDir
     runtime: Runtime
+    cache: Cache | None
 
     def describe(self) -> None:
         """What is known before training, into the run folder and on the terminal."""
@@ -191,7 +208,7 @@ class _Job:
             settings=config.model_dump(mode="json"),
         )
         card = card.at(fitted.best_epoch, fitted.metric, fitted.best_value)
-        run = Run(self.folder, self.model, self.strategy, card, self.runtime)
+        run = Run(self.folder, self.model, self.strategy, card, self.runtime, cache=self.cache)
         self.score(run, fitted)
         return run
 
@@ -255,5 +272,6 @@ class _Job:
             balance=config.train.balance,
             workers=config.workers,
             seed=config.seed,
+            cache=self.cache,
             shard=(self.runtime.rank, self.runtime.processes),
         )

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from eyetune.errors import DataError
 from eyetune.files import atomic
-from eyetune.flags import BatchSize, Device, Precision, Workers
+from eyetune.flags import BatchSize, Device, NoCache, Precision, Workers
 
 if TYPE_CHECKING:
     from eyetune.data.record import Record
@@ -34,6 +34,7 @@ def command(
     workers: Workers = "auto",
     batch_size: BatchSize = 32,
     weights: str | None = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Predict photographs with a run: class and probabilities, one row an image.
 
@@ -50,10 +51,11 @@ def command(
         workers: Processes that read images; auto chooses by the number of processors.
         batch_size: Images in one forward pass.
         weights: Where the base weights are now, when they moved since training.
+        no_cache: Keep no prepared images on disk, and use none.
     """
     from eyetune.train.run import load_run
 
-    trained = load_run(run, device=device, precision=precision, weights=weights)
+    trained = load_run(run, device=device, precision=precision, weights=weights, cache=not no_cache)
     records = [record for path in paths for record in _records(path, images, image_column)]
     rows = predict_records(trained, records, workers=workers, batch_size=batch_size)
     if not trained.runtime.is_main:
@@ -77,7 +79,7 @@ def predict_records(
     from eyetune.data.records import Manifest
 
     manifest = Manifest(tuple(records), run.classes, "the images")
-    faults = find_faults(manifest, workers=workers)
+    faults = find_faults(manifest, workers=workers, cache=run.cache, settings=run.settings)
     good = [index for index in range(len(records)) if faults[index] is None]
     probabilities = {}
     if good:
