@@ -167,7 +167,7 @@ def test_awkward_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_labels_break_where_they_may(name: str, label: str) -> None:
-    assert plots._label(name, 14) == label
+    assert plots.folded(name, 14) == label
 
 
 def test_no_global_state(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ app.command("eyetune.verbs.demo:command", name="demo", help="The whole way on bu
 app.command("eyetune.verbs.finetune:app", name="finetune", help="Train, choose the best epoch, score the test split.")
 app.command("eyetune.verbs.evaluate:command", name="evaluate", help="Score one run on one or more datasets.")
 app.command("eyetune.verbs.predict:command", name="predict", help="Files, folders or tables in; one row an image out.")
+app.command("eyetune.verbs.check:app", name="check", help="Does it learn, what fits, what is slow, is the data sound?")
 
 data = App(name="data", help="Draw synthetic eyes.")
 data.command("eyetune.verbs.data:synth", name="synth", help="Draw a cohort of synthetic eyes with true labels.")

@@ -49,7 +49,7 @@ def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, *, title: 
     shares = ratio(counts, np.repeat(totals[:, None], k, axis=1))
     written = k <= 24  # more classes than that: the colours alone
     cell = float(np.clip(9.0 / k, 0.62, 1.25 if k > 2 else 1.7)) if written else 0.32
-    figure = _figure(cell * k + 2.8, cell * k + 1.9)
+    figure = new_figure(cell * k + 2.8, cell * k + 1.9)
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=1)
     axes.set_facecolor("#eeeeee")  # rows without examples
@@ -63,13 +63,13 @@ def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, *, title: 
     width, lines = (20, 4) if k == 2 else (18, 3) if k <= 5 else (18, 2) if written else (18, 1)
     # Upright below wide cells; slanted where neighbours would run into each other.
     slanted = k > 6 or (k > 2 and max(map(len, classes)) > 9)
-    axes.set_xticks(range(k), [_label(name, width, lines) for name in classes])
+    axes.set_xticks(range(k), [folded(name, width, lines) for name in classes])
     axes.tick_params(axis="x", rotation=40 if slanted else 0)
     if slanted:
         for tick in axes.get_xticklabels():
             tick.set(ha="right", rotation_mode="anchor")
     gap = "\n" if written else " "
-    rows = [f"{_label(name, width, lines)}{gap}(n = {n})" for name, n in zip(classes, totals, strict=True)]
+    rows = [f"{folded(name, width, lines)}{gap}(n = {n})" for name, n in zip(classes, totals, strict=True)]
     axes.set_yticks(range(k), rows)
     axes.set(xlabel="Predicted", ylabel="True")
     axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)
@@ -80,8 +80,8 @@ def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, *, title: 
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=28, label="Share of the true class")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     bar.outline.set_visible(False)
-    _finish(figure, axes, title)
-    _save(figure, path)
+    finish_figure(figure, axes, title)
+    save_figure(figure, path)
 
 
 def roc(predictions: Predictions, path: Path, *, title: str = "", graded: bool | None = None) -> None:
@@ -99,14 +99,14 @@ def roc(predictions: Predictions, path: Path, *, title: str = "", graded: bool |
     shown = [1] if len(classes) == 2 else list(range(len(classes)))
     if len(shown) > MAX_CURVES:
         shown = sorted(np.argsort(-outcomes.support, kind="stable")[:MAX_CURVES].tolist())
-    figure = _figure(*((6.2, 5.6) if len(shown) == 1 else (8.6, 5.6)))
+    figure = new_figure(*((6.2, 5.6) if len(shown) == 1 else (8.6, 5.6)))
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (2, 2)), label="chance")
     for position, k in enumerate(shown):
         _draw_curve(
             axes,
             outcomes.curves[k],
-            _label(classes[k], 26),
+            folded(classes[k], 26),
             color=COLOURS[position % len(COLOURS)],
             linestyle=DASHES[position // len(COLOURS)],
             linewidth=1.8,
@@ -114,7 +114,7 @@ def roc(predictions: Predictions, path: Path, *, title: str = "", graded: bool |
     if is_graded_dr(classes) if graded is None else graded:
         _draw_curve(axes, referable_curve(outcomes), "referable (grade ≥ 2)", color=INK, linewidth=2.8)
     axes.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(-0.015, 1.015), ylim=(-0.015, 1.015), aspect="equal")
-    _plain_axes(axes)
+    plain_axes(axes)
     handles, labels = axes.get_legend_handles_labels()
     handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]
     if len(shown) == 1:
@@ -132,8 +132,8 @@ def roc(predictions: Predictions, path: Path, *, title: str = "", graded: bool |
             alignment="left",
             handlelength=2.6,
         )
-    _finish(figure, axes, title)
-    _save(figure, path)
+    finish_figure(figure, axes, title)
+    save_figure(figure, path)
 
 
 def learning_curves(
@@ -160,7 +160,7 @@ def learning_curves(
     scores = _scores_shown(names, metric)
     rates = [name for name in names if re.match(r"lr(?:[_/.]|$)", name)]
     panels = [kind for kind, found in (("loss", losses), ("score", scores), ("rate", rates)) if found]
-    figure = _figure(8.0, 1.2 + 2.3 * max(len(panels), 1))
+    figure = new_figure(8.0, 1.2 + 2.3 * max(len(panels), 1))
     grid: list[Axes] = list(figure.subplots(max(len(panels), 1), 1, sharex=True, squeeze=False)[:, 0])
     for axes, kind in zip(grid, panels, strict=False):
         if kind == "loss":
@@ -173,15 +173,15 @@ def learning_curves(
         else:
             _draw_rates(axes, epochs, {name[3:] or "all": _column(rows, name) for name in rates})
     for axes in grid:
-        _plain_axes(axes)
+        plain_axes(axes)
         axes.grid(color="#e6e6e6", linewidth=0.7)
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8.5, frameon=False)
     _mark_phases(grid, epochs, rows)
     _epoch_axis(grid[-1], epochs)
-    _finish(figure, grid[0], title)
-    _save(figure, path)
+    finish_figure(figure, grid[0], title)
+    save_figure(figure, path)
 
 
 # --- pieces of the learning curves --------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def _draw_series(axes: Axes, epochs: NDArray[np.float64], series: Mapping[str, N
         axes.plot(
             epochs,
             values,
-            label=_label(label, 24),
+            label=folded(label, 24),
             color=COLOURS[position % len(COLOURS)],
             linestyle=DASHES[position // len(COLOURS) % len(DASHES)],
             linewidth=2.2 if position == 0 else 1.5,
@@ -237,7 +237,7 @@ def _draw_rates(axes: Axes, epochs: NDArray[np.float64], rates: Mapping[str, NDA
         ranked = sorted(positive, key=lambda name: height[name])
         for position, name in enumerate(ranked):
             ends = {0: f"lowest: {name}", len(ranked) - 1: f"highest: {name}"}
-            label = _label(ends[position], 24) if position in ends else None
+            label = folded(ends[position], 24) if position in ends else None
             shade = colormaps["viridis"](0.9 * (1 - position / (len(ranked) - 1)))
             axes.plot(epochs, positive[name], color=shade, linewidth=1.3, label=label, marker=marker, markersize=2.5)
     axes.set_ylabel("Learning rate")
@@ -269,7 +269,7 @@ def _mark_phases(grid: Sequence[Axes], epochs: NDArray[np.float64], rows: Sequen
         for axes in grid if row else ():
             axes.axvline(border, color=FAINT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         grid[0].annotate(
-            _label(f"phase {phase}" if phase.isdigit() else phase, 22, 1),
+            folded(f"phase {phase}" if phase.isdigit() else phase, 22, 1),
             xy=(border, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(3, 3),
@@ -308,7 +308,7 @@ def _percent(share: float) -> str:
     return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
-def _label(name: str, width: int, max_lines: int = 2) -> str:
+def folded(name: str, width: int, max_lines: int = 2) -> str:
     """`name` on at most so many lines of `width`, broken at spaces and signs; no `$`, which would begin a formula."""
     lines = [""]
     # Names of classes often come without spaces: they may break behind a sign too, and at worst anywhere.
@@ -322,24 +322,27 @@ def _label(name: str, width: int, max_lines: int = 2) -> str:
     return "\n".join(lines).replace("$", r"\$")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, its parts kept from overlapping."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _plain_axes(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """Left and bottom line only, faint."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
 
 
-def _finish(figure: Figure, axes: Axes, title: str) -> None:
+def finish_figure(figure: Figure, axes: Axes, title: str) -> None:
+    """White background, and `title` (if any) above `axes`, on the left."""
     if title:
-        axes.set_title(_label(title, 70), fontsize=12, loc="left", pad=16)
+        axes.set_title(folded(title, 70), fontsize=12, loc="left", pad=16)
     figure.set_facecolor("white")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write `figure` to `path` as PNG, atomically."""
     from matplotlib import font_manager
     from matplotlib.text import Text

@@ -153,6 +153,27 @@ def build_model(config: Config, classes: tuple[str, ...]) -> tuple[Classifier, S
     return strategy.apply(model), strategy
 
 
+def model_card(config: Config, classes: tuple[str, ...], model: Classifier) -> ModelCard:
+    """All it takes to rebuild the model of a configuration around its checkpoint."""
+    from eyetune.data.fundus import FundusSettings
+    from eyetune.train.rundir import ModelCard
+
+    backbone = model.backbone
+    return ModelCard(
+        backbone=config.model.backbone,
+        weights=config.model.weights,
+        pool=backbone.pool,
+        pixels=backbone.preprocess.pixels,
+        dropout=config.model.dropout,
+        fingerprint=model.base_fingerprint(),
+        preprocess=backbone.preprocess.to_dict(),
+        fundus=FundusSettings.of(config.data, backbone.preprocess).to_dict(),
+        classes=classes,
+        adapt=config.adapt.model_dump(mode="json"),
+        seed=config.seed,
+    )
+
+
 @dataclass(frozen=True)
 class _Job:
     """One run on its way: from what is known before training to the scores."""
@@ -191,7 +212,7 @@ class _Job:
         from eyetune.train.task import ClassificationTask
 
         config = self.config
-        card = self.card()
+        card = model_card(config, self.manifest.classes, self.model)
         fitted = fit(
             self.model,
             self.strategy,
@@ -234,26 +255,6 @@ class _Job:
             show(scores_table(content))
         print(f"run folder: {self.folder.path} (metrics.json, predictions/, plots/)")
         print("For research; not a medical device.")
-
-    def card(self) -> ModelCard:
-        """All it takes to rebuild the model around its checkpoint."""
-        from eyetune.data.fundus import FundusSettings
-        from eyetune.train.rundir import ModelCard
-
-        backbone = self.model.backbone
-        return ModelCard(
-            backbone=self.config.model.backbone,
-            weights=self.config.model.weights,
-            pool=backbone.pool,
-            pixels=backbone.preprocess.pixels,
-            dropout=self.config.model.dropout,
-            fingerprint=self.model.base_fingerprint(),
-            preprocess=backbone.preprocess.to_dict(),
-            fundus=FundusSettings.of(self.config.data, backbone.preprocess).to_dict(),
-            classes=self.manifest.classes,
-            adapt=self.config.adapt.model_dump(mode="json"),
-            seed=self.config.seed,
-        )
 
     def loader(self, split: str, *, training: bool) -> Loader:
         """Batches of one split."""

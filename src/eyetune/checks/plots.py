@@ -1,0 +1,70 @@
+"""Pictures of checks: gradients by layer, memory by batch size, classes, and what the network gets to see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eyetune.metrics.plots import (
+    COLOURS,
+    finish_figure,
+    folded,
+    new_figure,
+    plain_axes,
+    save_figure,
+)
+
+if TYPE_CHECKING:
+    from eyetune.checks.gradients import Flow
+
+
+def gradient_flow(flows: Sequence[Flow], path: Path, *, title: str = "") -> None:
+    """Draw the size of the gradient in every layer, input side first, a line a phase; frozen layers stay empty, a
+    trained layer that gets none is marked at the bottom."""
+    names = [layer.name for layer in flows[0].layers]
+    places = np.arange(len(names))
+    figure = new_figure(max(6.0, 0.34 * len(names) + 2.4), 4.6)
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    sizes = [layer.rms for flow in flows for layer in flow.layers if layer.rms is not None and np.isfinite(layer.rms)]
+    floor = min(sizes, default=1e-6) / 5
+    trained = {layer.name for flow in flows for layer in flow.layers if layer.trained}
+    for place, name in zip(places, names, strict=True):
+        if name not in trained:
+            axes.axvspan(place - 0.5, place + 0.5, color="#eeeeee", linewidth=0)
+    for number, flow in enumerate(flows):
+        colour = COLOURS[number % len(COLOURS)]
+        values = [np.nan if layer.rms is None else layer.rms for layer in flow.layers]
+        label = f"phase {flow.phase}" if len(flows) > 1 else "gradient"
+        axes.plot(places, values, color=colour, marker="o", markersize=5, linewidth=1.6, label=label)
+        lost = [place for place, layer in zip(places, flow.layers, strict=True) if layer.trained and layer.rms is None]
+        if lost:
+            axes.plot(
+                lost,
+                [floor] * len(lost),
+                color="#C00000",
+                linestyle="",
+                marker="X",
+                markersize=9,
+                label="trained, gets none",
+                clip_on=False,
+                zorder=5,
+            )
+    if len(trained) < len(names):
+        axes.fill_between([], [], color="#eeeeee", label="frozen")
+    axes.set_ylim(bottom=floor)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xticks(places, [folded(name, 28, 1) for name in names], rotation=90 if len(names) > 8 else 0)
+    axes.set_ylabel("Root mean square of the gradient")
+    axes.set_xlabel("Layer, input first")
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    plain_axes(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(unique.values(), unique.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    finish_figure(figure, axes, title)
+    save_figure(figure, path)

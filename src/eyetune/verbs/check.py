@@ -1,0 +1,139 @@
+"""`eyetune check …`: would this configuration learn, fit, and keep the device busy? Pass or fail, why, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from eyetune.config import Config
+from eyetune.errors import ConfigError, UserError
+from eyetune.flags import parse
+
+if TYPE_CHECKING:
+    from eyetune.checks.report import Finding, Report
+    from eyetune.checks.subject import Subject
+
+PROBLEMS_FOUND = 1
+
+Words = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+
+_EPILOGUE = """\
+CONFIG.yaml and flags are those of eyetune finetune (see eyetune finetune --help); flags win.
+--out DIR takes the report and the pictures. Not given: the run folder of the configuration with -check behind its name.
+Exit code: 0 nothing failed, 1 something did, 2 the configuration or the data cannot be read."""
+
+
+def _app(name: str, words: str, more: str = "") -> App:
+    return App(
+        name=name,
+        help_format="plaintext",
+        help_epilogue=f"{more}\n{_EPILOGUE}".strip(),
+        usage=f"Usage: eyetune check {name} [CONFIG.yaml] [--section.field VALUE]... {words}[--out DIR]",
+    )
+
+
+app = App(name="check")
+_model = _app("model", "[--steps N] ", "--steps N: steps to overfit one batch in (100; 300 on frozen features).")
+for _each in (_model,):
+    app.command(_each)
+
+
+@_model.default
+def model(*words: Words) -> int:
+    """Does it learn? First loss, gradients, overfitting, accumulation, eval mode, reload, merge, seed, precision.
+
+    Trains a few steps on a few of your training images, on the device and with the strategy of the configuration.
+    Writes model.json and model-gradients.png.
+    """
+    from eyetune.checks.model import check_model
+    from eyetune.verbs.finetune import model_card
+
+    asked = _read(words, {"steps": 1})
+    subject = _subject(asked.config)
+    report = check_model(
+        subject,
+        asked.out,
+        partial(model_card, asked.config, subject.manifest.classes),
+        steps=asked.numbers.get("steps"),
+        say=_say,
+        start=_start("model"),
+    )
+    return _finish(report, asked.out)
+
+
+class _Asked:
+    """A command line: the configuration, where the report goes, and the check's own numbers."""
+
+    def __init__(self, config: Config, out: Path, numbers: dict[str, int]) -> None:
+        self.config = config
+        self.out = out
+        self.numbers = numbers
+
+
+def _read(words: Sequence[str], numbers: dict[str, int]) -> _Asked:
+    """Read a command line.
+
+    Args:
+        words: as typed.
+        numbers: the check's own options, each with the least it may be.
+
+    Raises ConfigError for everything that is wrong with it.
+    """
+    given = parse(words)
+    overrides = dict(given.overrides)
+    out = overrides.pop("out", None)
+    found: dict[str, int] = {}
+    for name, least in numbers.items():
+        if name in overrides:
+            value: Any = overrides.pop(name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"--{name} must be a whole number of at least {least}, got {value!r}.")
+            found[name] = value
+    if given.positional is None and not overrides:
+        raise ConfigError("nothing to check: name a CONFIG.yaml, or at least --data.table TABLE. See --help.")
+    config = Config.from_yaml(given.positional, overrides)
+    folder = config.out.with_name(f"{config.out.name}-check") if out is None else Path(str(out)).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --out for the report.")
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is a run folder: choose another --out for the report.")
+    return _Asked(config, folder, found)
+
+
+def _subject(config: Config) -> Subject:
+    """The configuration with its photographs (not decoded yet) and its model. Raises as `finetune` would."""
+    from eyetune.checks.subject import Subject
+    from eyetune.data.records import open_manifest
+    from eyetune.data.splits import split
+    from eyetune.runtime import Runtime
+    from eyetune.verbs.finetune import build_model, check_settings
+
+    if Runtime(config.device, config.precision, config.seed).processes > 1:
+        raise UserError("check looks at one process: run it without torchrun or accelerate launch.")
+    check_settings(config)
+    manifest = split(open_manifest(config.data), config.data.val, config.data.test, config.seed)
+    manifest.check_trainable()
+    return Subject(config, manifest, partial(build_model, config, manifest.classes))
+
+
+def _start(name: str) -> Callable[[str], None]:
+    return lambda line: print(f"check {name}: {line}", flush=True)
+
+
+def _say(finding: Finding) -> None:
+    from eyetune.checks.report import lines
+
+    print("\n".join(lines(finding)), flush=True)
+
+
+def _finish(report: Report, folder: Path) -> int:
+    """Write the report, say where it is and how it ended; the exit code."""
+    file = report.write(folder)
+    failed = [finding.name for finding in report.findings if finding.status == "FAIL"]
+    verdict = "passed" if report.passed else f"FAILED: {', '.join(failed)}"
+    print(f"check {report.check} {verdict}. {', '.join(str(path) for path in (file, *report.pictures))}")
+    return 0 if report.passed else PROBLEMS_FOUND
