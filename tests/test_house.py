@@ -120,8 +120,6 @@ def test_no_function_beyond_a_hundred_lines() -> None:
         ["check"],
         ["check", "model"],
         ["check", "memory"],
-        ["check", "data"],
-        ["check", "loader"],
     ],
     ids=" ".join,
 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from eyetune.checks.bench import Bench
 from eyetune.checks.subject import phases
+from eyetune.errors import UserError
 from eyetune.train.optim import build_optimizer
 
 if TYPE_CHECKING:
@@ -107,7 +108,11 @@ def _flow(bench: Bench, model: Classifier, strategy: Strategy, phase: int) -> Fl
     before = digests({**trained, **still})
     optimizer = build_optimizer(strategy.groups(model), bench.config.learning_rate, bench.config.train.weight_decay)
     optimizer.register_step_pre_hook(note)
-    bench.train(model, strategy, [bench.batch] * STEPS, lr=bench.config.learning_rate, optimizer=optimizer)
+    try:
+        bench.train(model, strategy, [bench.batch] * STEPS, lr=bench.config.learning_rate, optimizer=optimizer)
+    except UserError:  # the loss is no number any more
+        if all(map(math.isfinite, sizes.values())):
+            raise
     after = digests({**trained, **still})
     moved = {name for name in before if before[name] != after[name]}
     silent = [name for name in trained if not sizes.get(name)]  # None and 0; NaN is no silence

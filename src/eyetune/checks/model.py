@@ -243,7 +243,7 @@ def accumulation(bench: Bench) -> Finding:
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
     strategy.set_mode(model, False)  # dropout draws anew for every batch, batch norm looks at it
     count = len(bench.batch["index"])
-    size = max(1, math.ceil(count * 0.4))  # so that the last one is shorter
+    size = next((size for size in range(max(1, 2 * count // 5), count) if count % size), 1)  # the last one is shorter
     small = [part(bench.batch, start, start + size) for start in range(0, count, size)]
     whole = _gradient(bench, model, strategy, [bench.batch], count)
     parts = _gradient(bench, model, strategy, small, size)
@@ -266,7 +266,7 @@ def accumulation(bench: Bench) -> Finding:
 
 
 def eval_mode(bench: Bench) -> Finding:
-    """In eval mode the same images give the same outputs and nothing changes; frozen features are steady in training."""
+    """In eval mode the same images give the same outputs and nothing changes; frozen features are always steady."""
     model, strategy = bench.trained
     before = digests(dict(model.named_buffers()))
     first, second = _logits(model, bench.batch), _logits(model, bench.batch)

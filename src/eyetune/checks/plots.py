@@ -10,6 +10,7 @@ import numpy as np
 
 from eyetune.metrics.plots import (
     COLOURS,
+    FAINT,
     finish_figure,
     folded,
     new_figure,
@@ -19,6 +20,7 @@ from eyetune.metrics.plots import (
 
 if TYPE_CHECKING:
     from eyetune.checks.gradients import Flow
+    from eyetune.checks.scale import Scale
 
 
 def gradient_flow(flows: Sequence[Flow], path: Path, *, title: str = "") -> None:
@@ -66,5 +68,37 @@ def gradient_flow(flows: Sequence[Flow], path: Path, *, title: str = "") -> None
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axes.legend(unique.values(), unique.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    finish_figure(figure, axes, title)
+    save_figure(figure, path)
+
+
+def memory(scales: Sequence[Scale], room: int, wanted: int, path: Path, *, title: str = "") -> None:
+    """Draw peak memory by batch size: what was measured, the line it follows, the free memory, the wanted batch."""
+    figure = new_figure(7.4, 5.2)
+    axes = figure.add_subplot()
+    gib = 2**30
+    largest = max((point.batch for scale in scales for point in scale.points), default=1)
+    right = max(largest, wanted, *(min(scale.largest, 4 * max(largest, wanted)) for scale in scales)) * 1.05
+    for number, scale in enumerate(scales):
+        if not scale.points:
+            continue
+        colour = COLOURS[number]
+        label = "activations recomputed (train.grad_checkpointing)" if scale.checkpointing else "activations kept"
+        batches = [point.batch for point in scale.points]
+        axes.plot(batches, [p.peak / gib for p in scale.points], "o", color=colour, markersize=6, label=label)
+        ends = np.array([0.0, right])
+        axes.plot(ends, [scale.peak(end) / gib for end in ends], color=colour, linewidth=1.2, linestyle=(0, (4, 2)))
+    top = max(max(scale.peak(right) for scale in scales if scale.points) / gib * 1.1, 1e-3)
+    if room / gib < 2.5 * top:
+        axes.axhline(room / gib, color="#C00000", linewidth=1.6, label=f"free: {room / gib:.1f} GiB")
+        top = max(top, room / gib * 1.1)
+    else:
+        axes.plot([], [], color="#C00000", linewidth=1.6, label=f"free: {room / gib:.1f} GiB (above)")
+    axes.axvline(wanted, color=FAINT, linewidth=1.2, linestyle=(0, (2, 2)), label=f"train.batch_size {wanted}")
+    axes.set(xlabel="Images in a batch", ylabel="Peak memory (GiB)", xlim=(0, right), ylim=(0, top))
+    axes.grid(color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    plain_axes(axes)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=2, frameon=False, fontsize=9)
     finish_figure(figure, axes, title)
     save_figure(figure, path)

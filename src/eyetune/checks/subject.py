@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from eyetune.adapt.strategy import Step, Strategy, describe_parameters
-from eyetune.data.fundus import FundusSettings
-from eyetune.data.loader import find_faults, make_loader
+from eyetune.data.fundus import FundusSettings, read_image
+from eyetune.data.loader import make_loader
+from eyetune.data.record import Record
 from eyetune.data.records import Manifest
 from eyetune.errors import DataError, listing
 from eyetune.train.task import Batch
@@ -74,7 +75,7 @@ def few_images(manifest: Manifest, count: int, skip_unreadable: bool) -> Manifes
     chosen = [train[index] for index in order[:count]]
     waiting = iter(order[count:])
     while True:
-        faults = find_faults(train.with_records(chosen), workers=0)
+        faults = [_fault(record) for record in chosen]
         bad = [f"{record.row}: {fault}" for record, fault in zip(chosen, faults, strict=True) if fault]
         if not bad:
             return train.with_records(chosen)
@@ -86,6 +87,14 @@ def few_images(manifest: Manifest, count: int, skip_unreadable: bool) -> Manifes
         chosen += [train[index] for index, _ in zip(waiting, bad, strict=False)]
         if not chosen:
             raise DataError(f"{manifest.source}: no image can be read:\n{listing(bad)}")
+
+
+def _fault(record: Record) -> str | None:
+    try:
+        read_image(record.image)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def one_batch(images: Manifest, model: Classifier, config: Config) -> Batch:

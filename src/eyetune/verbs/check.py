@@ -38,7 +38,8 @@ def _app(name: str, words: str, more: str = "") -> App:
 
 app = App(name="check")
 _model = _app("model", "[--steps N] ", "--steps N: steps to overfit one batch in (100; 300 on frozen features).")
-for _each in (_model,):
+_memory = _app("memory", "[--steps N] ", "--steps N: steps to look for growing memory in (100).")
+for _each in (_model, _memory):
     app.command(_each)
 
 
@@ -62,6 +63,25 @@ def model(*words: Words) -> int:
         say=_say,
         start=_start("model"),
     )
+    return _finish(report, asked.out)
+
+
+@_memory.default
+def memory(*words: Words) -> int:
+    """What fits? Peak memory by batch size, the largest batch that fits, and whether memory grows over 100 steps.
+
+    Takes training steps with batches of noise, with and without gradient checkpointing. On a GPU every size is tried;
+    on the CPU small ones are measured, each in a process of its own, and the rest follows from the slope.
+    Writes memory.json and memory.png.
+    """
+    from eyetune.checks.memory import check_memory
+    from eyetune.terminal import show
+
+    asked = _read(words, {"steps": 5})
+    report, table = check_memory(
+        _subject(asked.config), asked.out, steps=asked.numbers.get("steps"), say=_say, start=_start("memory")
+    )
+    show(table, "* train.batch_size; ~ predicted from the slope")
     return _finish(report, asked.out)
 
 

@@ -1,0 +1,447 @@
+"""What fits? Peak memory by batch size, the largest batch, and whether memory grows from step to step.
+
+On a GPU every batch size is tried, and running out of memory is an answer. On a processor running out of memory takes
+the machine into swap or the process down, so small batches are measured, each in a process of its own, and the rest
+follows from the slope: memory is a part that is always there (program, weights, gradients, optimizer) and one that
+grows with the images.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from eyetune.checks import plots
+from eyetune.checks.report import Finding, Report, Status, carry_out
+from eyetune.checks.scale import Point, Scale, line
+from eyetune.checks.subject import FixedBatches, Subject, to_last_phase
+from eyetune.errors import UserError
+from eyetune.progress import meter
+from eyetune.runtime import Runtime
+from eyetune.train.features import FeatureHead, can_compute_once
+from eyetune.train.optim import Schedule, build_optimizer
+from eyetune.train.steps import train_epoch
+from eyetune.train.task import Batch, ClassificationTask
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from eyetune.adapt.classifier import Classifier
+
+MARGIN = 0.9
+"""Share of the free memory that a run may take: the rest is for what fragments, and for the processes that read."""
+
+MOST_IMAGES = 4096
+"""No larger batch is tried."""
+
+SLOW_STEP = 20.0
+"""Seconds: once a step takes so long, larger batches are predicted and not measured."""
+
+GROWTH_STEPS = 100
+GROWTH_SAMPLES = 5
+GROWTH_BATCH = 4
+"""Images a step when looking for growth: a leak does not depend on the batch, the time does."""
+
+LEAK_GPU, LEAK_CPU = 2**20, 2**25
+"""Bytes: less growth over the last three fifths of the steps is the allocator's, not a leak."""
+
+GIB = 2**30
+
+
+def check_memory(
+    subject: Subject, folder: Path, *, steps: int | None, say: Callable[[Finding], None], start: Callable[[str], None]
+) -> tuple[Report, Table]:
+    """Measure, find the largest batch, look for growth, and draw it.
+
+    Args:
+        subject: the configuration and its photographs.
+        folder: for the picture.
+        steps: to look for growth in; None for 100.
+        say: takes each finding as it is made.
+        start: takes the line that says what is checked.
+    """
+    config = subject.config
+    runtime = Runtime(config.device, config.precision, config.seed)
+    model, strategy = subject.build()
+    room = free_memory(runtime.device.type)
+    title = subject.describe(model, runtime, f"{model.backbone.preprocess.pixels} pixels; {room / GIB:.1f} GiB free")
+    start(title)
+    parts = _parts(model)
+    once = can_compute_once(strategy, config.train, config.augment)
+    del model, strategy
+    scales: list[Scale] = []
+    most = min(MOST_IMAGES, len(subject.manifest.select("train")))
+
+    def sizes() -> Finding:
+        scales.append(measure(subject, runtime, room, most, config.train.grad_checkpointing))
+        if not once:
+            other = measure(subject, runtime, room, most, not config.train.grad_checkpointing)
+            scales.extend([other] if other.points else [])
+        return _verdict(subject, scales, room, most)
+
+    findings = []
+    for name, check in (
+        ("batch size", sizes),
+        ("growth", lambda: growth(subject, runtime, steps or GROWTH_STEPS)),
+    ):
+        findings.append(carry_out(name, check))
+        say(findings[-1])
+    pictures = []
+    if any(scale.points for scale in scales):
+        pictures.append(folder / "memory.png")
+        plots.memory(
+            scales,
+            room,
+            config.train.batch_size,
+            pictures[0],
+            title=f"{config.model.backbone}, {config.adapt.kind}: memory by batch size",
+        )
+    details = {
+        "free_bytes": room,
+        "bytes": parts,
+        "features_computed_once": once,
+        "batches": [asdict(point) for scale in scales for point in scale.points],
+        "largest": [{"grad_checkpointing": s.checkpointing, "batch": s.largest, "tried": s.certain} for s in scales],
+    }
+    return Report("memory", title, findings, pictures, details), table(scales, room, config.train.batch_size)
+
+
+# -- by batch size -----------------------------------------------------------------------------------------------------
+
+
+def measure(subject: Subject, runtime: Runtime, room: int, most: int, checkpointing: bool) -> Scale:
+    """Peak memory from batch 1 up to what fits, `room` bytes or `most` images; no points where the network cannot
+    recompute its activations.
+
+    Raises MemoryError when not even one image fits.
+    """
+    try:
+        if runtime.device.type == "cuda":
+            return _by_trying(subject, runtime, most, checkpointing)
+        return _by_slope(subject, runtime, room, most, checkpointing)
+    except UserError:
+        if checkpointing != subject.config.train.grad_checkpointing:  # this network cannot, and was not asked to
+            return Scale(checkpointing, (), 0, False)
+        raise
+
+
+def _by_trying(subject: Subject, runtime: Runtime, most: int, checkpointing: bool) -> Scale:
+    """Double until it does not fit or there are no more images, then halve the gap; all in this process."""
+    trial = Trial(subject, runtime, checkpointing)
+    points: list[Point] = []
+    fits, too_many, batch = 0, most + 1, 1
+    while fits + max(1, fits // 16) < too_many:
+        point = trial.run(batch)
+        if point is None:
+            too_many = batch
+        else:
+            points.append(point)
+            fits = batch
+        batch = min(2 * fits, most) if too_many > most else (fits + too_many) // 2
+        if batch <= fits:
+            break
+    return Scale(checkpointing, tuple(sorted(points, key=lambda point: point.batch)), fits, True)
+
+
+def _by_slope(subject: Subject, runtime: Runtime, room: int, most: int, checkpointing: bool) -> Scale:
+    """Measure batches up to that of the configuration, four times as large each, while they are sure to fit; the
+    largest by the slope."""
+    wanted = min(subject.config.train.batch_size, most)
+    points: list[Point] = []
+    batch = 1
+    while batch <= wanted:
+        if len(points) > 1 and line(points)[0] + 1.2 * line(points)[1] * batch > MARGIN * room:
+            break
+        point = _elsewhere(subject, runtime, batch, checkpointing)
+        if point is None:
+            break
+        points.append(point)
+        if point.seconds > SLOW_STEP and len(points) > 1:
+            break
+        batch = wanted if batch < wanted < 8 * batch else 4 * batch
+    if not points:
+        return Scale(checkpointing, (), 0, True)
+    start, slope = line(points)
+    largest = most if slope <= 0 else max(0, min(most, math.floor((MARGIN * room - start) / slope)))
+    return Scale(checkpointing, tuple(points), largest, largest <= points[-1].batch)
+
+
+class Trial:
+    """A model and its optimizer on the device, to take steps of training with batches of noise."""
+
+    def __init__(self, subject: Subject, runtime: Runtime, checkpointing: bool) -> None:
+        self.runtime = runtime
+        config = subject.config
+        self.model, self.strategy = subject.build()
+        runtime.place(self.model)
+        to_last_phase(self.model, self.strategy)
+        self.once = can_compute_once(self.strategy, config.train, config.augment)
+        if checkpointing and not self.once:
+            self.model.backbone.set_grad_checkpointing(True)
+        self.strategy.set_mode(self.model, True)
+        self.task = ClassificationTask(
+            subject.manifest.classes, config.train, class_weights=subject.manifest.select("train").class_weights()
+        )
+        self.network = FeatureHead(self.model) if self.once else self.model
+        self.checkpointing = checkpointing
+        groups = self.strategy.groups(self.model)
+        self.optimizer = build_optimizer(groups, config.learning_rate, config.train.weight_decay)
+
+    def run(self, batch: int) -> Point | None:
+        """Three steps at a batch size: the peak and the seconds of a step. None when it does not fit."""
+        device = self.runtime.device.type
+        try:
+            images = self._batch(batch)
+            _reset_peak(device)
+            self.steps([images])  # which makes the optimizer's states
+            begin = time.perf_counter()
+            self.steps([images] * 2)
+            seconds = (time.perf_counter() - begin) / 2
+            return Point(batch, self.checkpointing, _peak(device), seconds)
+        except (UserError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            return None
+        finally:
+            images = None  # type: ignore[assignment]
+            self.model.zero_grad(set_to_none=True)
+            gc.collect()
+            if device == "cuda":
+                torch.cuda.empty_cache()
+
+    def steps(self, batches: Sequence[Batch] | FixedBatches) -> None:
+        """A step of the training loop a batch."""
+        loader = batches if isinstance(batches, FixedBatches) else FixedBatches(batches)
+        if self.once:
+            loader = FixedBatches([self._features(batch) for batch in loader])
+        train_epoch(
+            self.network,
+            self.task,
+            loader,
+            optimizer=self.optimizer,
+            schedule=Schedule(self.optimizer, "constant", 1, 0),
+            runtime=self.runtime,
+            batch_size=len(loader.batches[0]["index"]),
+        )
+        if self.runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _batch(self, count: int) -> Batch:
+        pixels = self.model.backbone.preprocess.pixels
+        index = torch.arange(count)
+        batch = {"image": torch.randn(count, 3, pixels, pixels), "target": index % self.model.num_classes}
+        return self.runtime.to_device(batch | {"index": index})
+
+    def _features(self, batch: Batch) -> Batch:
+        with torch.no_grad(), self.runtime.autocast():
+            features = self.model.backbone.features(batch["image"]).float()
+        return {"features": features, "target": batch["target"], "index": batch["index"]}
+
+
+def _elsewhere(subject: Subject, runtime: Runtime, batch: int, checkpointing: bool) -> Point | None:
+    """One batch size in a process of its own; None when the system ended it for its memory."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_in_child, subject, batch, checkpointing, torch.get_num_threads()).result()
+        except BrokenProcessPool:
+            return None
+
+
+def _in_child(subject: Subject, batch: int, checkpointing: bool, threads: int) -> Point | None:
+    torch.set_num_threads(threads)
+    config = subject.config
+    return Trial(subject, Runtime(config.device, config.precision, config.seed), checkpointing).run(batch)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    cause = error.__cause__ or error
+    return (
+        isinstance(cause, torch.OutOfMemoryError) or "out of memory" in str(cause) or "not enough memory" in str(cause)
+    )
+
+
+def _reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak(device: str) -> int:
+    """Most memory so far: of the GPU since the last reset, else of this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if device == "mps":
+        return torch.mps.driver_allocated_memory()  # what the driver once gave stays until the cache is emptied
+    try:
+        # (Not getrusage: on Linux its maximum begins with that of the process that started this one.)
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a run could take now: of the GPU, or of this machine or its container."""
+    import psutil  # type: ignore[import-untyped]
+
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    if device == "mps":
+        return int(torch.mps.recommended_max_memory())
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        return max(0, min(free, limit - used))
+    except (OSError, ValueError):  # no container, or none with a limit
+        return free
+
+
+# -- the verdicts ------------------------------------------------------------------------------------------------------
+
+
+def _verdict(subject: Subject, scales: Sequence[Scale], room: int, most: int) -> Finding:
+    train = subject.config.train
+    mine = scales[0]
+    other = scales[1] if len(scales) > 1 else None
+    values: dict[str, Any] = {"batch_size": train.batch_size, "largest": mine.largest, "free_bytes": room}
+    if not mine.points:
+        return Finding(
+            Status.FAIL,
+            f"not even one image fits into {room / GIB:.1f} GiB",
+            "Train fewer parameters (adapt.kind lora or linear), or take a smaller backbone or a larger machine.",
+            values,
+        )
+    peak = mine.peak(train.batch_size)
+    values["peak"] = peak
+    tried, certain = ("" if known else "about " for known in (mine.at(train.batch_size), mine.certain))
+    limit = " (all training images)" if mine.largest == most else ""
+    why = (
+        f"train.batch_size {train.batch_size} takes {tried}{peak / GIB:.2f} of {room / GIB:.1f} GiB; "
+        f"the largest that fits is {certain}{mine.largest}{limit}"
+    )
+    if other is not None and other.points and other.largest != mine.largest:
+        switch = "on" if other.checkpointing else "off"
+        why += f", with train.grad_checkpointing {switch} {'' if other.certain else 'about '}{other.largest}"
+    if train.batch_size <= mine.largest:
+        return Finding(Status.PASS, why, values=values)
+    if mine.largest >= len(subject.manifest.select("train")):
+        return Finding(Status.PASS, why, values=values)
+    return Finding(Status.FAIL, why, _smaller(train.batch_size, train.accumulate, mine, other), values)
+
+
+def _smaller(batch: int, accumulate: int, mine: Scale, other: Scale | None) -> str:
+    """Settings that fit and train the same."""
+    advice = []
+    if mine.largest:
+        divisor = next(size for size in range(min(mine.largest, batch), 0, -1) if batch % size == 0)
+        advice.append(f"--train.batch_size {divisor} --train.accumulate {accumulate * batch // divisor}")
+    if other is not None and other.checkpointing and other.largest >= batch:
+        advice.append("--train.grad_checkpointing true")
+    if not advice:
+        return "Train fewer parameters (adapt.kind lora or linear), or take a smaller backbone."
+    return f"For the same training: {', or '.join(advice)}."
+
+
+def growth(subject: Subject, runtime: Runtime, steps: int) -> Finding:
+    """Take `steps` steps of training; memory may not grow from one fifth of them to the next."""
+    trial = Trial(subject, runtime, subject.config.train.grad_checkpointing)
+    batch = trial._batch(min(GROWTH_BATCH, subject.config.train.batch_size))
+    samples: list[tuple[int, int]] = []
+    every = max(1, steps // GROWTH_SAMPLES)
+    with meter(steps, "Looking for growth", "steps") as update:
+        for number in range(GROWTH_SAMPLES):
+            trial.steps(FixedBatches([batch] * every))
+            samples.append(_held(runtime.device.type))
+            update(min(steps, (number + 1) * every))
+    objects, held = zip(*samples[1:], strict=True)  # the first fifth warms up
+    taken = every * (GROWTH_SAMPLES - 1)
+    least = LEAK_CPU if runtime.device.type == "cpu" else LEAK_GPU
+    more_bytes, more_objects = held[-1] - held[0], objects[-1] - objects[0]
+    values = {"steps": every * GROWTH_SAMPLES, "bytes": held, "tensors": objects}
+    grows = _rises(held) and more_bytes > max(least, 0.02 * held[0])
+    piles_up = _rises(objects) and more_objects >= taken // 4
+    why = f"{every * GROWTH_SAMPLES} steps: {more_bytes / 2**20:+.1f} MiB and {more_objects:+d} tensors after warm-up"
+    if grows or piles_up:
+        return Finding(
+            Status.FAIL,
+            why,
+            "Something keeps what a step makes: a list of losses or outputs with their graph (use .detach() or "
+            "float()), or a hook that stores activations.",
+            values,
+        )
+    return Finding(Status.PASS, why, values=values)
+
+
+def _rises(numbers: Sequence[int]) -> bool:
+    return all(later > earlier for earlier, later in pairwise(numbers))
+
+
+def _held(device: str) -> tuple[int, int]:
+    """Tensors that Python knows of, and bytes in use."""
+    import psutil
+
+    gc.collect()
+    tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    if device == "cuda":
+        return tensors, torch.cuda.memory_allocated()
+    if device == "mps":
+        return tensors, torch.mps.current_allocated_memory()
+    return tensors, int(psutil.Process().memory_info().rss)
+
+
+def _parts(model: Classifier) -> dict[str, int]:
+    """Bytes that are there whatever the batch: weights, gradients, AdamW's two moments."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return {"weights": weights, "gradients": trained, "optimizer": 2 * trained}
+
+
+def table(scales: Sequence[Scale], room: int, wanted: int) -> Table:
+    """A row a batch size: memory and speed, with and without recomputed activations."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown.add_column("batch", justify="right")
+    for scale in scales:
+        named = " (checkpointing)" if scale.checkpointing else ""
+        for column in (f"peak{named}", "of free", "s/step", "images/s"):
+            shown.add_column(column, justify="right")
+    batches = {point.batch for scale in scales for point in scale.points} | {wanted}
+    batches |= {scale.largest for scale in scales if scale.largest}
+    for batch in sorted(batches):
+        cells = [cell for scale in scales for cell in _cells(scale, batch, room)]
+        shown.add_row(f"{batch}{' *' if batch == wanted else ''}", *cells)
+    return shown
+
+
+def _cells(scale: Scale, batch: int, room: int) -> Iterator[str]:
+    point = scale.at(batch)
+    if not scale.points:
+        yield from ("-", "-", "-", "-")
+        return
+    peak = scale.peak(batch)
+    sign = "" if point else "~"
+    yield f"{sign}{peak / GIB:.2f} GiB"
+    yield f"{sign}{peak / room:.0%}"
+    if point is None:
+        yield from ("", "")
+        return
+    yield f"{point.seconds:.2f}"
+    yield f"{batch / point.seconds:.1f}"
