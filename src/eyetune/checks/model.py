@@ -538,7 +538,6 @@ def _short_run(bench: Bench) -> dict[str, Tensor]:
         balance=config.train.balance,
         workers=0,
         seed=config.seed,
-        keep=False,
     )
     start = _flat(strategy.checkpoint(model))
     pixels = torch.stack([batch["image"].mean() for batch in loader])

@@ -107,7 +107,6 @@ def one_batch(images: Manifest, model: Classifier, config: Config) -> Batch:
         batch_size=len(images),
         training=False,
         workers=0,
-        keep=False,
     )
     batch: Batch = next(iter(loader))
     return batch
