@@ -1,10 +1,7 @@
-"""Reading photographs of every kind, finding the field of view, preparing the square."""
+"""Finding the field of view, preparing the square."""
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,157 +9,17 @@ import cv2
 import numpy as np
 import pytest
 from data_kit import PREPROCESS, fundus, save
-from PIL import Image
 
 from eyetune.data import fundus as room
 from eyetune.data.config import DataConfig
-from eyetune.data.fundus import Field, FundusSettings, find_field, load_square, prepare, read_image
-from eyetune.errors import DataError
+from eyetune.data.fundus import Field, FundusSettings, find_field, load_square, prepare
+from eyetune.data.photo import read_image
 
 PHOTO = fundus(seed=3)
 
 
 def near(got: np.ndarray, wanted: np.ndarray, tolerance: float = 3.0) -> bool:
     return got.shape == wanted.shape and float(np.abs(got.astype(float) - wanted).mean()) <= tolerance
-
-
-# Reading
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("a.jpg", {"quality": 95}),
-        ("a.jpg", {"quality": 95, "progressive": True}),
-        ("A.JPEG", {"quality": 95}),
-        ("a.png", {}),
-        ("a.bmp", {}),
-        ("a.tif", {"compression": "tiff_lzw"}),
-        ("a.tiff", {}),
-        ("a.webp", {"lossless": True}),
-        ("name with spaces é (1).png", {}),
-    ],
-)
-def test_formats(tmp_path: Path, name: str, options: dict[str, object]) -> None:
-    Image.fromarray(PHOTO).save(tmp_path / name, **options)
-    read = read_image(tmp_path / name)
-    assert read.dtype == np.uint8
-    assert read.flags.writeable
-    assert near(read, PHOTO)
-
-
-def test_the_content_counts_and_not_the_suffix(tmp_path: Path) -> None:
-    Image.fromarray(PHOTO).save(tmp_path / "a.jpg", format="PNG")
-    assert (read_image(tmp_path / "a.jpg") == PHOTO).all()
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "YCbCr"])
-def test_modes(tmp_path: Path, mode: str) -> None:
-    image = Image.fromarray(PHOTO).convert(mode)
-    image.save(tmp_path / "a.tif")
-    assert near(read_image(tmp_path / "a.tif"), np.asarray(image.convert("RGB")), 4)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_lies_over_black(tmp_path: Path, mode: str) -> None:
-    image = Image.fromarray(PHOTO).convert(mode)
-    alpha = Image.new("L", image.size, 255)
-    alpha.paste(0, (0, 0, 100, 240))
-    image.putalpha(alpha)
-    image.save(tmp_path / "a.png")
-    read = read_image(tmp_path / "a.png")
-    assert (read[:, :100] == 0).all()
-    assert near(read[:, 100:], np.asarray(image.convert("RGB"))[:, 100:])
-
-
-def test_transparent_palette_colour(tmp_path: Path) -> None:
-    image = Image.new("P", (20, 20), 1)
-    image.putpalette([255, 255, 255, 200, 80, 30])
-    image.paste(0, (0, 0, 10, 20))
-    image.save(tmp_path / "a.png", transparency=0)
-    read = read_image(tmp_path / "a.png")
-    assert read[0, 0].tolist() == [0, 0, 0]
-    assert read[0, 19].tolist() == [200, 80, 30]
-
-
-@pytest.mark.parametrize("bits", [8, 10, 12, 16])
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_deep_gray(tmp_path: Path, bits: int, suffix: str) -> None:
-    gray = PHOTO[..., 1].astype(np.uint16)
-    gray[0, 0] = 255
-    deep = (gray.astype(float) / 255 * (2**bits - 1)).round().astype(np.uint16)
-    cv2.imwrite(str(tmp_path / f"a{suffix}"), deep)
-    read = read_image(tmp_path / f"a{suffix}")
-    assert np.abs(read[..., 0].astype(int) - gray).max() <= 1
-    assert (read[..., 0] == read[..., 2]).all()
-
-
-def test_float_gray(tmp_path: Path) -> None:
-    Image.fromarray((PHOTO[..., 1] / 255).astype(np.float32)).save(tmp_path / "a.tif")
-    assert np.abs(read_image(tmp_path / "a.tif")[..., 1].astype(int) - PHOTO[..., 1]).max() <= 1
-
-
-@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 1), (8, 3)])
-def test_exif_orientation(tmp_path: Path, orientation: int, turns: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(np.rot90(PHOTO, turns)).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    assert near(read_image(tmp_path / "a.jpg"), PHOTO)
-
-
-def jpeg() -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(PHOTO).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
-
-
-def huge_png() -> bytes:
-    """The head of a PNG that claims 20000 x 20000 pixels."""
-    head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    chunks = [
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))))
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "an empty file"),
-        (b"<!DOCTYPE html><html>not found</html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        (b"\0" * 128 + b"DICM" + b"\0" * 100, "DICOM"),
-        (b"hello", "not an image EyeTune reads"),
-        (jpeg()[:-2000], "damaged or cut short"),
-        (jpeg()[:100], "damaged or cut short"),
-        (huge_png(), "million pixels"),
-        (b"GIF89a" + b"\0" * 50, "not an image EyeTune reads"),
-    ],
-    ids=["empty", "html", "lfs", "dicom", "text", "cut", "cut in the head", "huge", "gif"],
-)
-@pytest.mark.parametrize("short_side", [None, 8])
-def test_what_cannot_be_read(tmp_path: Path, content: bytes, said: str, short_side: int | None) -> None:
-    path = tmp_path / "x.jpg"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
-        read_image(path, short_side=short_side)
-    assert str(path) in str(caught.value)
-
-
-def test_missing_files_and_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
-        read_image(tmp_path / "x.jpg")
-    with pytest.raises(DataError, match="a folder, not an image"):
-        read_image(tmp_path)
-
-
-def test_jpegs_are_decoded_no_larger_than_needed(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.jpg", fundus(960, 1280, radius=450))
-    assert read_image(path, short_side=200).shape == (240, 320, 3)
-    assert read_image(path, short_side=481).shape == (960, 1280, 3)
-    small = cv2.resize(read_image(path), (320, 240), interpolation=cv2.INTER_AREA)
-    assert near(read_image(path, short_side=200), small, 1.5)
 
 
 # The field of view
@@ -288,7 +145,7 @@ def test_a_small_field_is_not_enlarged_from_a_scaled_decode(tmp_path: Path, monk
     monkeypatch.setattr(
         room,
         "read_image",
-        lambda path, short_side=None: asked.append(short_side) or read_image(path, short_side=short_side),
+        lambda path, short_side=None, bits=None: asked.append(short_side) or read_image(path, short_side=short_side),
     )
     load_square(save(tmp_path / "a.jpg", fundus(960, 1280, radius=160)), FundusSettings(200))
     load_square(save(tmp_path / "b.jpg", fundus(960, 1280, radius=450)), FundusSettings(200))
@@ -297,9 +154,9 @@ def test_a_small_field_is_not_enlarged_from_a_scaled_decode(tmp_path: Path, monk
 
 def test_settings_come_from_data_and_backbone_and_survive_json() -> None:
     settings = FundusSettings.of(DataConfig(table="t.csv"), PREPROCESS)
-    assert settings == FundusSettings(32, "pad", True, "none")
+    assert settings == FundusSettings(32, "pad", True, "none", None)
     squashing = SimpleNamespace(pixels=392, fit="squash")
     assert FundusSettings.of(DataConfig(table="t.csv"), squashing).fit == "squash"  # type: ignore[arg-type]
-    settings = FundusSettings.of(DataConfig(table="t", fit="pad", crop=False, contrast="clahe"), squashing)  # type: ignore[arg-type]
-    assert settings == FundusSettings(392, "pad", False, "clahe")
+    settings = FundusSettings.of(DataConfig(table="t", fit="pad", crop=False, contrast="clahe", bits=12), squashing)  # type: ignore[arg-type]
+    assert settings == FundusSettings(392, "pad", False, "clahe", 12)
     assert FundusSettings.from_dict(settings.to_dict()) == settings

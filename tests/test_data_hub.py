@@ -9,7 +9,7 @@ import pytest
 from data_kit import fundus, save
 
 from eyetune.data.config import DataConfig
-from eyetune.data.fundus import read_image
+from eyetune.data.photo import read_image
 from eyetune.data.records import Manifest, open_manifest
 from eyetune.errors import DataError, MissingExtra
 

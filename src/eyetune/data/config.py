@@ -50,6 +50,8 @@ class DataConfig(Section):
     """Local contrast: clahe (on lightness), ben-graham (subtract the local average), or none."""
     fit: Fit | None = None
     """Make the image square by pad or squash. Not given: as the backbone was trained."""
+    bits: int | None = Field(default=None, ge=9, le=16)
+    """Bits that gray images of more than 8 bits use, 12 for many cameras. Not given: what the file says, else 16."""
     skip_unreadable: bool = False
     """Leave out images that cannot be read, and report them, instead of stopping."""
     cache: Path | bool = True

@@ -5,7 +5,6 @@ Training, evaluation and prediction all go through :func:`load_square`; its sett
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,29 +12,17 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eyetune.data.config import Contrast, Fit
-from eyetune.errors import DataError
+from eyetune.data.photo import Photo, read_image
 
 if TYPE_CHECKING:
     from eyetune.backbones.backbone import Preprocess
     from eyetune.data.config import DataConfig
 
-Photo = npt.NDArray[np.uint8]
-"""uint8[H, W, 3], RGB."""
-
-VERSION = 1
-"""Counts up with every change to this file that changes a pixel: squares prepared by an older version are not used."""
-
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-"""What is opened at all, whatever the file is called."""
-
-MAX_PIXELS = 178_956_970
-"""Larger images are refused before they are decoded: Pillow's own bound. The largest fundus cameras stay far below."""
-
-# Pillow warns from half of that bound on, once an image: nothing a user can act on.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+VERSION = 2
+"""Counts up with every change to this file, photo.py or dicom.py that changes a pixel: squares prepared by an older
+version are not used."""
 
 _LOOK = 256
 """Longer side, in pixels, of the copy on which the field of view is looked for."""
@@ -57,17 +44,19 @@ class FundusSettings:
         fit: "pad" keeps the shape and fills with black; "squash" stretches to the square.
         crop: crop to the field of view first.
         contrast: "none", "clahe" or "ben-graham".
+        bits: how many bits deep gray images use; None where the file or its format says.
     """
 
     pixels: int
     fit: Fit = "pad"
     crop: bool = True
     contrast: Contrast = "none"
+    bits: int | None = None
 
     @classmethod
     def of(cls, config: DataConfig, preprocess: Preprocess) -> FundusSettings:
         """What the data section asks for, and the backbone where it does not say."""
-        return cls(preprocess.pixels, config.fit or preprocess.fit, config.crop, config.contrast)
+        return cls(preprocess.pixels, config.fit or preprocess.fit, config.crop, config.contrast, config.bits)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -97,85 +86,6 @@ class Field:
     def height(self) -> int:
         """In pixels."""
         return self.bottom - self.top
-
-
-def read_image(path: Path, *, short_side: int | None = None) -> Photo:
-    """Decode a photograph: upright by its EXIF orientation, transparency over black, 16 bits brought to 8.
-
-    Args:
-        path: JPEG, PNG, TIFF, BMP or WebP by content, whatever the suffix.
-        short_side: a JPEG may come back smaller by 2, 4 or 8, its shorter side at least this many pixels; much faster.
-
-    Returns:
-        uint8[H, W, 3], RGB.
-
-    Raises DataError, naming the file: missing, empty, not an image, truncated, damaged, or over MAX_PIXELS.
-    """
-    try:
-        return _decode(path, short_side)
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: {_not_an_image(path)}.") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"{path}: more than {MAX_PIXELS // 1_000_000} million pixels; save it smaller.") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a folder, not an image.") from None
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except DataError:
-        raise
-    # Pillow's decoders raise many types on damaged bytes (OSError, SyntaxError, ValueError, struct.error, …).
-    except Exception as error:
-        raise DataError(f"{path}: damaged or cut short ({error}).") from error
-
-
-def _not_an_image(path: Path) -> str:
-    with open(path, "rb") as stream:
-        head = stream.read(512)
-    if not head:
-        return "an empty file (0 bytes)"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not an image"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the image itself (run: git lfs pull)"
-    if head[128:132] == b"DICM":
-        return "a DICOM file; export it as PNG or TIFF first"
-    return f"not an image EyeTune reads ({', '.join(FORMATS)}), or damaged at its beginning"
-
-
-def _decode(path: Path, short_side: int | None) -> Photo:
-    with Image.open(path, formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:  # a program that uses EyeTune may have lifted Pillow's bound
-            raise Image.DecompressionBombError
-        # (Some cameras' JPEGs are multi-picture files, which Pillow calls MPO.)
-        if short_side is not None and image.format in ("JPEG", "MPO") and min(width, height) >= 2 * short_side:
-            scale = short_side / min(width, height)
-            image.draft(None, (max(1, round(width * scale)), max(1, round(height * scale))))
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
-
-
-def _to_rgb(image: Image.Image) -> Photo:
-    if image.mode.startswith("I") or image.mode == "F":
-        return np.repeat(_to_8_bits(np.asarray(image))[..., None], 3, axis=2)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        image = image.convert("RGBA")
-        alone = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(alone, image)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return np.array(image)
-
-
-def _to_8_bits(gray: npt.NDArray[Any]) -> Photo:
-    """Gray of 10, 12, 14 or 16 bits (the fewest that hold its maximum), or floats in 0..1 or 0..255, to 8 bits."""
-    top = float(gray.max(initial=0))
-    if gray.dtype.kind == "f":
-        full = 1.0 if top <= 1 else 255.0
-    else:
-        full = next((float(bound) for bound in (255, 1023, 4095, 16383) if top <= bound), 65535.0)
-    return np.rint(np.clip(gray / full, 0, 1) * 255).astype(np.uint8)
 
 
 def find_field(image: Photo) -> Field:
@@ -255,14 +165,14 @@ def prepare(image: Photo, settings: FundusSettings, field: Field | None = None) 
 def load_square(path: Path, settings: FundusSettings) -> Photo:
     """Read and prepare a file, decoding no more pixels than needed; uint8[pixels, pixels, 3].
 
-    Raises DataError as :func:`read_image` does.
+    Raises DataError as :func:`eyetune.data.photo.read_image` does.
     """
     wanted = int(np.ceil(_MARGIN * settings.pixels))
-    image = read_image(path, short_side=wanted)
+    image = read_image(path, short_side=wanted, bits=settings.bits)
     field = find_field(image) if settings.crop else None
     if field is not None and max(field.width, field.height) < settings.pixels:
         # A small field in a wide frame: what was decoded small would have to be enlarged.
-        image, field = read_image(path), None
+        image, field = read_image(path, bits=settings.bits), None
     return prepare(image, settings, field)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from eyetune.errors import DataError, did_you_mean, listing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom")
 """File name endings taken for images, without case."""
 
 

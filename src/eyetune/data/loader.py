@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eyetune.data.cache import Cache, file_digest
 from eyetune.data.config import AugmentConfig
-from eyetune.data.fundus import GRAY, FundusSettings, load_square, read_image
+from eyetune.data.fundus import GRAY, FundusSettings, load_square
+from eyetune.data.photo import read_image
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
 from eyetune.data.transforms import eval_transform, train_transform
@@ -381,13 +382,13 @@ def find_faults(
     if cache is not None and settings is not None:
         return cache.fill(paths, settings, threads=threads)
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(_fault, paths)
+        found = pool.map(_fault, paths, [settings and settings.bits] * len(paths))
         return list(track(found, len(manifest), "Checking images"))
 
 
-def _fault(path: Path) -> str | None:
+def _fault(path: Path, bits: int | None) -> str | None:
     try:
-        read_image(path, short_side=1)
+        read_image(path, short_side=1, bits=bits)
     except DataError as error:
         return str(error)
     return None
