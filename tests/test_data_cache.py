@@ -94,7 +94,7 @@ def test_every_setting_and_the_code_have_squares_of_their_own(
     tmp_path: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = opened(tmp_path)
-    others = {"pixels": 48, "fit": "squash", "crop": False, "contrast": "clahe"}
+    others = {"pixels": 48, "fit": "squash", "crop": False, "contrast": "clahe", "bits": 12}
     assert set(others) == set(SETTINGS.to_dict())
     keys = {cache.square_key(photos[0], replace(SETTINGS, **{name: value})) for name, value in others.items()}
     keys |= {cache.square_key(path, SETTINGS) for path in photos}

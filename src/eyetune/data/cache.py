@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 from PIL import __version__ as pillow_version
 
-from eyetune.data.fundus import VERSION, FundusSettings, Photo, load_square
+from eyetune.data.fundus import VERSION, FundusSettings, load_square
+from eyetune.data.photo import Photo
 from eyetune.data.store import KEY_BYTES, Info, Item, Kind, Store
 from eyetune.errors import DataError
 from eyetune.files import cache_folder

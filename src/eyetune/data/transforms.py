@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
 
 from eyetune.data.config import AugmentConfig
-from eyetune.data.fundus import Photo
+from eyetune.data.photo import Photo
 from eyetune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
