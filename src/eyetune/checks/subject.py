@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from eyetune.adapt.strategy import Step, Strategy, describe_parameters
-from eyetune.data.fundus import FundusSettings, read_image
+from eyetune.data.fundus import FundusSettings
 from eyetune.data.loader import make_loader
+from eyetune.data.photo import read_image
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
 from eyetune.errors import DataError, listing
