@@ -414,7 +414,7 @@ def _break(folder: Path, damage: str) -> None:
         ("half a card", "eyetune_adapter.json is damaged"),
         ("no config", "adapter_config.json is missing"),
         ("other method", "not the configuration of a LoRA adapter"),
-        ("half the weights", "cannot be read"),
+        ("half the weights", "is damaged"),
         ("other rank", r"does not fit this model .*\n.*shape \(8, 64\), expected \(4, 64\)"),
     ],
 )

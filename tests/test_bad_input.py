@@ -246,7 +246,7 @@ def test_a_full_disk_is_named(data: Path, capsys: pytest.CaptureFixture[str], mo
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("eyetune.files._sync", full)
+    monkeypatch.setattr("eyetune.files.sync", full)
     assert finetune(data) == 2
     said = capsys.readouterr().err
     assert "disk is full" in said

@@ -16,8 +16,8 @@ PACKAGE = Path(eyetune.__file__).parent
 # Floor by floor, from the ground up. A room may import from lower floors only, and from itself.
 FLOORS = [
     {"errors"},
-    {"files", "progress", "terminal"},
-    {"registry", "runtime", "section"},
+    {"files", "interrupt", "progress", "terminal"},
+    {"registry", "runtime", "section", "tensors"},
     {"backbones"},
     {"data", "adapt"},
     {"metrics", "config"},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 from train_kit import card, fit_tiny, loader, photographs, tiny_model
 
+from eyetune import files
 from eyetune.adapt.strategy import Advance, Step
 from eyetune.config import TrainConfig
 from eyetune.data.records import Manifest
@@ -477,21 +480,19 @@ def test_compiled_it_trains_to_the_same(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_leaves_a_run_that_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_images: Manifest, val_images: Manifest
 ) -> None:
-    import safetensors.torch
-
     run = RunDir.create(tmp_path / "run")
-    original = safetensors.torch.save_file
+    original = files.sync
     calls = 0
 
-    def save_file(*args: Any) -> None:
+    def sync(path: Path) -> None:
         nonlocal calls
         calls += 1
-        if calls > 4:
-            raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
-        original(*args)
+        if calls > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors.torch, "save_file", save_file)
+        patch.setattr(files, "sync", sync)
         with pytest.raises(UserError, match="disk is full"):
             fit_tiny(run, train_images, val_images)
     _, result = fit_tiny(run, train_images, val_images, resume=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from train_kit import card
 
 from eyetune.config import Config
 from eyetune.errors import RunError, UserError
+from eyetune.train import sealed
 from eyetune.train.rundir import RunDir
 
 
@@ -46,7 +47,7 @@ def test_checkpoints_come_back(run: RunDir) -> None:
     assert torch.equal(last.optimizer["head.weight|exp_avg"], torch.ones(3))
     assert last.state == {"epochs_done": 2, "best_epoch": 0}
     assert best.card == card().at(0, "qwk", 0.5)
-    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"best", "last"}
+    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"best", "last", "previous"}
     assert {path.name for path in run.best.iterdir()} == {"model.safetensors", "model.json"}
 
 
@@ -110,7 +111,7 @@ def test_killed_at_any_moment_last_and_best_belong_together(tmp_path: Path, best
         settled = run.load_last()
         assert settled is not None
         assert settled.card.epoch == epoch
-        assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"best", "last"}
+        assert {path.name for path in (run.path / "checkpoints").iterdir()} <= {"best", "last", "previous"}
         if not killed:
             assert epoch == 1
             break
@@ -143,11 +144,10 @@ def test_killed_while_settling_nothing_is_lost(tmp_path: Path) -> None:
 def test_a_full_disk_is_called_so_and_the_last_checkpoint_stays(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     save_epoch(run, 0, best=True)
 
-    def full(*_: Any, **__: Any) -> None:
-        # As safetensors 0.8 says it.
-        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr("eyetune.files.sync", full)
     with pytest.raises(UserError, match="disk is full") as caught:
         save_epoch(run, 1, best=False)
     assert str(run.path) in str(caught.value)
@@ -198,12 +198,13 @@ def test_a_newer_schema_and_missing_fields_are_refused(run: RunDir) -> None:
     save_epoch(run, 0, best=True)
     marker = run.best / "model.json"
     content = json.loads(marker.read_text())
+    del content["seal"]
     for change, message in (({"schema": 99}, "schema 99"), ({"new": 1}, "does not know: new")):
-        marker.write_text(json.dumps(content | change))
+        sealed.seal(run.best, {}, {}, content | change)
         with pytest.raises(RunError, match=message):
             run.load_best()
     del content["fingerprint"]
-    marker.write_text(json.dumps(content))
+    sealed.seal(run.best, {}, {}, content)
     with pytest.raises(RunError, match="lacks fingerprint"):
         run.load_best()
 

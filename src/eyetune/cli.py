@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ from cyclopts import App, CycloptsError
 from eyetune import __version__
 from eyetune.errors import UserError
 from eyetune.files import WRITING_ERRORS, writing_failed
+from eyetune.interrupt import Interrupted, heeded
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 app = App(
     name="eyetune",
@@ -40,12 +43,16 @@ app.command(models)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 1 (a check found problems), 2 (the user can mend it), 130."""
+    """Run one command line and return its exit code.
+
+    0; 1: a check found problems; 2: the user can mend it; 130 and 143: ended by Ctrl-C or SIGTERM.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
-        result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with heeded():
+            result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:
         return _say(error, error.exit_code if isinstance(error, UserError) else UserError.exit_code, show_traceback)
     except OSError as error:
@@ -54,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(writing_failed(Path(error.filename or "the output"), error), UserError.exit_code, show_traceback)
     except KeyboardInterrupt as interrupt:
         print(f"\neyetune: interrupted. {interrupt}".rstrip(), file=sys.stderr)
-        return INTERRUPTED
+        ended = isinstance(interrupt, Interrupted) and interrupt.signum == signal.SIGTERM
+        return TERMINATED if ended else INTERRUPTED
     return result if isinstance(result, int) else 0
 
 

@@ -73,6 +73,8 @@ class TrainConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """torch.compile the network: slower to start, faster afterwards."""
+    skip_nonfinite: bool = False
+    """Leave out and count steps whose loss or gradient is NaN or infinite, as happens in fp16, instead of stopping."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
     wandb: bool = False

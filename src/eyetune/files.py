@@ -7,8 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,37 +20,59 @@ from eyetune.errors import UserError
 WRITING_ERRORS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
     errno.EDQUOT: "your quota is used up: free some space or choose another folder",
+    errno.EFBIG: "the file system, or a limit of yours, allows no file of this size: choose another folder",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.EACCES: "no permission to write there: choose another folder",
     errno.EPERM: "no permission to write there: choose another folder",
+    errno.EIO: "the disk reports an error: look at its health, or choose another folder",
+    errno.ESTALE: "the network drive has lost the file: mount it again, or choose another folder",
 }
+
+#: What a folder says when it cannot be synced by itself (some network and FUSE file systems): there is no more to do.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES)
+
+#: The temporary names of :func:`atomic`.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}~(\.\w+)?")
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is synced and renamed to `path`, else it is removed.
 
-    The file gets the permissions any new file of this user gets (temporary files are 0600: colleagues could not
-    read them). Raises UserError, naming the path, when the disk is full, read-only or not ours to write.
+    The file gets the permissions any new file of this user gets: colleagues can read it. Raises UserError, naming the
+    path, when the disk is full, read-only or not ours to write.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        make_folder(path.parent)
+        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}~{path.suffix}")
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
-        _sync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
+        sync(temporary)
         os.replace(temporary, path)
         temporary = None
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise writing_failed(path, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the error that brought us here says more
+                temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` has a name of :func:`atomic`: what a killed process left behind, if nobody is writing."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, so that they are still there after a power cut. Raises OSError."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
 
 
 def writing_failed(path: Path, error: OSError) -> UserError:
@@ -84,16 +107,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Return when a file's content, or a folder's list of names, is on the disk. Raises OSError."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    # The mask can only be read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_SYNC):
+            raise

@@ -27,7 +27,11 @@ BatchSize = Annotated[int, Parameter(validator=Number(gte=1))]
 NoCache = Annotated[bool, Parameter(negative=())]
 
 #: Short names for what people type most.
-SHORT = {"skip_unreadable": "data.skip_unreadable", "cache": "data.cache"}
+SHORT = {
+    "skip_unreadable": "data.skip_unreadable",
+    "cache": "data.cache",
+    "skip_nonfinite": "train.skip_nonfinite",
+}
 
 _NUMBER = re.compile(r"-(\d|\.\d)")
 
@@ -80,7 +84,8 @@ def help_text(width: int = 76) -> str:
     lines = [
         "CONFIG.yaml and flags may be mixed; flags win. A table of your own is enough:",
         "  eyetune finetune --data.table labels.csv --out runs/first",
-        "With --resume RUN an interrupted run goes on exactly where it stopped.",
+        "With --resume RUN an interrupted run goes on exactly where it stopped;",
+        "with --from previous behind it, from the checkpoint before the last.",
     ]
     section = None
     for path, kind, default, meaning in flags():

@@ -10,14 +10,15 @@ import contextlib
 import ctypes
 import platform
 import random
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
 from eyetune import __version__
-from eyetune.errors import UserError, did_you_mean
+from eyetune.errors import RunError, UserError, did_you_mean
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
@@ -61,6 +62,7 @@ class Runtime:
     """
 
     def __init__(self, device: str = "auto", precision: str = "auto", seed: int = 0) -> None:
+        check_torch(torch.__version__)
         kind = choose_device(device)
         self.precision = choose_precision(precision, kind)
         self.seed = seed
@@ -162,6 +164,45 @@ class Runtime:
         torch.distributed.all_gather_object(gathered, value)
         return gathered
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process; the same answer in every process."""
+        return flag if self.processes == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def random_state(self) -> dict[str, Tensor]:
+        """The states of all generators that training draws from in this process, as integers and float64."""
+        python, numpy = random.getstate(), cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002
+        state = {
+            "torch": torch.get_rng_state(),
+            "python": torch.tensor(python[1]),
+            "python_gauss": torch.tensor([] if python[2] is None else [python[2]], dtype=torch.float64),
+            "numpy": torch.from_numpy(np.asarray(numpy[1], dtype=np.int64)),
+            "numpy_place": torch.tensor(numpy[2:4]),
+            "numpy_gauss": torch.tensor([numpy[4]], dtype=torch.float64),
+        }
+        if self.device.type == "cuda":
+            state["device"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            state["device"] = torch.mps.get_rng_state()
+        return state
+
+    def set_random_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on drawing from :meth:`random_state`. Raises RunError when it is of another kind of device, or damaged."""
+        try:
+            torch.set_rng_state(state["torch"])
+            gauss = state["python_gauss"].tolist()
+            random.setstate((3, tuple(state["python"].tolist()), gauss[0] if gauss else None))
+            place, has_gauss = state["numpy_place"].tolist()
+            words = state["numpy"].numpy().astype(np.uint32)
+            np.random.set_state(("MT19937", words, place, has_gauss, state["numpy_gauss"].item()))  # noqa: NPY002
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["device"], self.device)
+            elif self.device.type == "mps":
+                torch.mps.set_rng_state(state["device"])
+        except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise RunError(
+                f"the saved random state does not fit ({error}): go on with the kind of device the run was stopped on."
+            ) from error
+
     def wait(self) -> None:
         """Return when every process has come here."""
         self.accelerator.wait_for_everyone()
@@ -197,6 +238,15 @@ class Runtime:
             "versions": {"eyetune": __version__} | {name: found for name in PACKAGES if (found := _version(name))},
             "cuda": torch.version.cuda if self.device.type == "cuda" else None,
         }
+
+
+def check_torch(version: str) -> None:
+    """Raise UserError for a PyTorch older than 2.10, whose `weights_only` could be made to run code."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < (2, 10):
+        raise UserError(
+            f"PyTorch {version} is too old: reading weights is safe from 2.10 on (pip install -U torch torchvision)."
+        )
 
 
 def choose_device(name: str) -> str:

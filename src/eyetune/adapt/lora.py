@@ -28,7 +28,8 @@ from pydantic import Field, field_validator
 
 from eyetune.adapt.strategy import STRATEGIES, Strategy, StrategyConfig, load_audited
 from eyetune.errors import ConfigError, RunError, did_you_mean
-from eyetune.files import atomic, write_json, write_text
+from eyetune.files import write_json, write_text
+from eyetune.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -259,23 +260,14 @@ def save_adapter(model: Classifier, folder: Path) -> None:
 
     Raises UserError when the folder cannot be written, and ValueError when the model has no adapter.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     name = _active(model)
     config = _configs(model.backbone.network)[name]
     classifier = (config.modules_to_save or ["head"])[0]
-    tensors = {
-        f"{PEFT_PREFIX}{key}": tensor.detach().cpu().contiguous()
-        for key, tensor in _adapter_tensors(model.backbone.network, name).items()
-    }
+    tensors = {f"{PEFT_PREFIX}{key}": tensor for key, tensor in _adapter_tensors(model.backbone.network, name).items()}
     linear = _linear(model.head)
-    tensors |= {
-        f"{PEFT_PREFIX}{classifier}.{key}": tensor.detach().cpu().contiguous()
-        for key, tensor in linear.state_dict().items()
-    }
-    with atomic(folder / "adapter_model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    tensors |= {f"{PEFT_PREFIX}{classifier}.{key}": tensor for key, tensor in linear.state_dict().items()}
+    write_tensors(folder / "adapter_model.safetensors", tensors)
     with tempfile.TemporaryDirectory() as scratch:
         saved = copy.copy(config)
         saved.inference_mode = True
@@ -309,8 +301,6 @@ def load_adapter(model: Classifier, folder: Path, name: str) -> None:
             base weights (the text says which).
         ValueError: the name is taken, or has a dot in it.
     """
-    from safetensors.torch import load_file
-
     from eyetune.adapt.classifier import make_head
 
     if name in model.heads or not name or "." in name:
@@ -319,10 +309,7 @@ def load_adapter(model: Classifier, folder: Path, name: str) -> None:
     card = read_card(folder)
     _check_base(model, card, folder)
     config = _read_peft_config(folder)
-    try:
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except Exception as error:  # safetensors raises its own SafetensorError, and OSError
-        raise RunError(f"{folder / 'adapter_model.safetensors'} cannot be read: {error}.") from error
+    tensors = read_tensors(folder / "adapter_model.safetensors")
     network = model.backbone.network
     device = next(network.parameters()).device
     head = make_head(model.backbone.width, card["num_classes"], card["head_dropout"]).to(device)

@@ -130,7 +130,7 @@ class FixedBatches:
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
         """Nothing changes."""
 
 

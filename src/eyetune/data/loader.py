@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,10 +153,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank, self.world = shard
         self.epoch = 0
+        self.first = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Which epoch the next iteration is, and from which of its batches on."""
+        self.epoch, self.first = epoch, first
 
     def order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The indices of this epoch, in order, of all processes together."""
@@ -188,10 +191,21 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         epoch = self.epoch
         common = self.batch_size * self.world
         order = self.order()
-        for start in range(0, len(order), common):
+        for start in range(self.first * common, len(order), common):
             batch = order[start : start + common]
             if self._has_part(len(batch)):
                 yield [(epoch, int(index)) for index in np.array_split(batch, self.world)[self.rank]]
+
+
+_WORKERS: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End what is left of the workers when the program ends. Python would do it with a SIGTERM, which they ignore."""
+    for worker in _WORKERS:
+        with contextlib.suppress(ValueError):  # closed already
+            worker.kill()
 
 
 class Loader(DataLoader[Batch]):
@@ -204,12 +218,13 @@ class Loader(DataLoader[Batch]):
         # DataLoader draws from a generator at every start; without one of its own, from that of the training.
         super().__init__(*args, **{"generator": torch.Generator(), **options})
 
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is: sets its order and its augmentation."""
-        self.batches.set_epoch(epoch)
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Which epoch the next iteration is (its order and its augmentation), and from which of its batches on."""
+        self.batches.set_epoch(epoch, first)
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
+        _WORKERS.update(getattr(batches, "_workers", ()))
         while True:
             with _one_thread() if self.num_workers == 0 else contextlib.nullcontext():
                 batch = next(batches, None)
@@ -248,8 +263,10 @@ def _one_thread() -> Iterator[None]:
 def _start_worker(_: int) -> None:
     # One process a core already: threads inside each would only fight. (torch's own are limited by DataLoader.)
     cv2.setNumThreads(0)
-    # Ctrl-C is for the main process, which ends its workers; theirs would only print tracebacks.
+    # Ctrl-C, and a cluster's SIGTERM to all processes of a job, are for the main process, which needs its workers to
+    # come to a good end, and then ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def choose_workers(workers: Workers, count: int, processes: int = 1) -> int:

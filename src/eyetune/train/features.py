@@ -67,9 +67,9 @@ class FeatureLoader:
         self.target = target
         self.batches = batches
 
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
-        self.batches.set_epoch(epoch)
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Which epoch the next iteration is, and from which batch on."""
+        self.batches.set_epoch(epoch, first)
 
     def __len__(self) -> int:
         return len(self.batches)

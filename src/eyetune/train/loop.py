@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from eyetune.adapt.strategy import Step
 from eyetune.errors import ConfigError, RunError, UserError
+from eyetune.interrupt import Interrupted, deferred, heeded, obey, pending
 from eyetune.train.features import FeatureHead, compute_once
 from eyetune.train.logs import Log, open_logs
 from eyetune.train.optim import (
@@ -24,8 +26,8 @@ from eyetune.train.optim import (
     load_state_tensors,
     state_tensors,
 )
-from eyetune.train.rundir import ModelCard, RunDir
-from eyetune.train.steps import EpochResult, train_epoch
+from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
+from eyetune.train.steps import EpochResult, EpochState, EpochStopped, train_epoch
 from eyetune.train.task import SMALLER_FORWARD, Batches, Task, Validation, enough_memory
 
 if TYPE_CHECKING:
@@ -103,18 +105,19 @@ def fit(
 
     Raises ConfigError when the schedule needs a validation split and there is none, UserError when training diverges
     (NaN or infinite loss), the device's memory is too small or the run folder cannot be written, RunError when the
-    checkpoint to resume from is damaged or of another model, and KeyboardInterrupt, saying how to go on, on Ctrl-C.
+    checkpoint to resume from is damaged or of another model. On Ctrl-C and SIGTERM saves where it is, at the end of
+    the batch, and raises Interrupted (a KeyboardInterrupt), saying what is kept and how to go on.
     """
     trainer = _Trainer(
         model, strategy, task, run=run, runtime=runtime, train=train, lr=lr, card=card, say=say or _to_stderr
     )
-    try:
-        trainer.prepare(train_loader, val_loader, resume=resume, features_once=features_once)
-        return trainer.run_epochs(open_logs(run, train, trainer.progress.epochs_done, settings or {}))
-    except KeyboardInterrupt:
-        done = trainer.epochs_saved
-        kept = f"{done} of {trainer.epochs} epochs are kept" if done else "no epoch was finished yet"
-        raise KeyboardInterrupt(f"{kept} in {run.path}. Go on with: eyetune finetune --resume {run.path}") from None
+    with heeded():
+        try:
+            trainer.prepare(train_loader, val_loader, resume=resume, features_once=features_once)
+            return trainer.run_epochs(open_logs(run, train, trainer.progress.epochs_done, settings or {}))
+        except KeyboardInterrupt as interrupt:
+            text = f"{trainer.kept()} in {run.path}. Go on with: eyetune finetune --resume {run.path}"
+            raise Interrupted(text, getattr(interrupt, "signum", signal.SIGINT)) from None
 
 
 class _Trainer:
@@ -150,7 +153,11 @@ class _Trainer:
         self.say = say if runtime.is_main else lambda line: None
         self.epochs = strategy.epochs(train.epochs)
         self.progress = Progress()
-        self.epochs_saved = 0  # what a resumed run would find on disk
+        #: What a resumed run would find on the disk: finished epochs, and what was done of the next one.
+        self.epochs_saved = 0
+        self.part_saved = ""
+        #: Where inside an epoch the run goes on: in the middle of training it, or before validating it.
+        self.begun: EpochState | EpochResult | None = None
         self.on_features = False
 
     def prepare(self, train_loader: Loader, val_loader: Loader | None, *, resume: bool, features_once: bool) -> None:
@@ -170,9 +177,12 @@ class _Trainer:
             self.epochs_saved = self.progress.epochs_done
             self.strategy.load_state(self.model, last.state["strategy"])
             self.strategy.load_checkpoint(self.model, last.tensors)
+            if self.progress.best_epoch is not None:
+                self.run.load_best(self.progress.best_epoch)  # damage is better known now than at the end
             self.runtime.wait()  # all have read
             with self.runtime.main_first():
                 self.run.settle(self.progress.best_epoch)
+                self.run.write_history(self.progress.history)
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.on_features = features_once
@@ -199,11 +209,16 @@ class _Trainer:
             self.schedule.load_state(last.state["schedule"])
             if self.runtime.scaler is not None and last.state.get("scaler"):
                 self.runtime.scaler.load_state_dict(last.state["scaler"])
-            self.say(f"going on after epoch {self.progress.epochs_done} of {self.epochs}")
+            self._load_part(last)
+            part = f" and {self.part_saved}" if self.part_saved else ""
+            self.say(f"going on after epoch {self.progress.epochs_done} of {self.epochs}{part}")
 
     def run_epochs(self, logs: list[Log]) -> FitResult:
         """The epochs that are left; then the best weights back into the model."""
         try:
+            if self.progress.history:  # killed between saving an epoch and logging it
+                for log in logs:
+                    log.epoch(self.progress.epochs_done - 1, self.progress.history[-1])
             while not self._finished():
                 self._epoch(self.progress.epochs_done, logs)
         finally:
@@ -216,29 +231,63 @@ class _Trainer:
     # -- one epoch ---------------------------------------------------------------------------------------------------
 
     def _epoch(self, epoch: int, logs: Iterable[Log]) -> None:
-        self.runtime.seed_epoch(epoch)
-        self.train_loader.set_epoch(epoch)
+        trained = self.begun if isinstance(self.begun, EpochResult) else self._train(epoch)
+        self.begun = None
+        validation = self._validate(epoch, trained)
+        with deferred():
+            self._commit(epoch, trained, validation, logs)
+            if pending() and not self._finished():
+                raise obey("")
+
+    def _train(self, epoch: int) -> EpochResult:
+        """One pass over the training images, or what is left of it; stopped, it is saved where it is."""
+        start = self.begun if isinstance(self.begun, EpochState) else None
+        if start is None:
+            self.runtime.seed_epoch(epoch)
+        self.train_loader.set_epoch(epoch, start.batches if start else 0)
         self.strategy.set_mode(self.model, True)
-        try:
-            trained = train_epoch(
-                self.network,
-                self.task,
-                self.train_loader,
-                optimizer=self.optimizer,
-                schedule=self.schedule,
-                runtime=self.runtime,
-                batch_size=self.train.batch_size,
-                accumulate=self.train.accumulate,
-                clip_norm=self.train.clip_norm,
-                description="" if self.on_features else f"Epoch {epoch + 1}/{self.epochs}",
-            )
-        except UserError as error:
-            kept = f"The checkpoint of epoch {epoch} is kept in {self.run.last}." if epoch else ""
-            raise UserError(f"in epoch {epoch + 1}: {error}\n{kept}".rstrip()) from error
+        with deferred():
+            try:
+                return train_epoch(
+                    self.network,
+                    self.task,
+                    self.train_loader,
+                    optimizer=self.optimizer,
+                    schedule=self.schedule,
+                    runtime=self.runtime,
+                    batch_size=self.train.batch_size,
+                    accumulate=self.train.accumulate,
+                    clip_norm=self.train.clip_norm,
+                    skip_nonfinite=self.train.skip_nonfinite,
+                    description="" if self.on_features else f"Epoch {epoch + 1}/{self.epochs}",
+                    start=start,
+                    stop=lambda: pending() is not None,
+                )
+            except EpochStopped as stopped:
+                self._save_part(stopped.state)
+                raise obey("") from None
+            except UserError as error:
+                kept = (
+                    f"The state after {self.kept(short=True)} is kept in {self.run.last}." if self._anything() else ""
+                )
+                raise UserError(f"in epoch {epoch + 1}: {error}\n{kept}".rstrip()) from error
+
+    def _validate(self, epoch: int, trained: EpochResult) -> Validation:
+        """The epoch's score. Interrupted, its training is saved: validation itself is done again."""
         self.strategy.set_mode(self.model, False)
-        validation = Validation(None, {})
-        if self.val_loader is not None:
-            validation = self.task.validate(self.network, self.val_loader, self.runtime)
+        try:
+            if self.runtime.any(pending() is not None):
+                raise obey("")
+            if self.val_loader is None:
+                return Validation(None, {})
+            return self.task.validate(self.network, self.val_loader, self.runtime)
+        except KeyboardInterrupt:
+            with deferred():
+                self._save_part(trained)
+            raise
+
+    def _commit(self, epoch: int, trained: EpochResult, validation: Validation, logs: Iterable[Log]) -> None:
+        """Take the epoch into the account, save it, and only then speak of it."""
         value = _defined(validation.metrics.get(self.task.metric))
         improved = self._note_best(epoch, value)
         row = self._row(epoch, trained, validation)
@@ -248,13 +297,87 @@ class _Trainer:
         self.progress.epochs_done = epoch + 1
         if improved:
             self.run.save_best(self.strategy.checkpoint(self.model), self.card.at(epoch, self.task.metric, value))
-        self._say_row(row, trained, value, improved)
-        self._advance(epoch, value)
+        news = self._advance(epoch, value)
         self._save_last(epoch, value)
-        self.epochs_saved = epoch + 1
+        self.epochs_saved, self.part_saved = epoch + 1, ""
+        self._say_row(row, trained, value, improved)
+        if news:
+            self.say(news)
         self.run.write_history(self.progress.history)
         for log in logs:
             log.epoch(epoch, row)
+
+    # -- inside an epoch ---------------------------------------------------------------------------------------------
+
+    def _save_part(self, done: EpochState | EpochResult) -> None:
+        """Save the run inside an epoch: in the middle of training it, or trained and not yet validated."""
+        mine = self.runtime.random_state() if isinstance(done, EpochState) else {}
+        shares = self.runtime.gather((asdict(done), mine)) if isinstance(done, EpochState) else [(asdict(done), mine)]
+        part = {
+            "kind": type(done).__name__,
+            "processes": self.runtime.processes,
+            "done": [share for share, _ in shares],
+        }
+        gradients = {
+            name: parameter.grad
+            for name, parameter in self.model.named_parameters()
+            if isinstance(done, EpochState) and done.in_step and parameter.grad is not None
+        }
+        random = {f"{rank}|{name}": state for rank, (_, one) in enumerate(shares) for name, state in one.items()}
+        self._save_last(self.progress.epochs_done - 1, None, part=part, random=random, gradients=gradients)
+        self.part_saved = self._part_text(done)
+
+    def _load_part(self, last: Checkpoint) -> None:
+        """Go back to where :meth:`_save_part` left. Raises RunError when that cannot be."""
+        part = last.state.get("part")
+        if not part:
+            return
+        try:
+            if part["kind"] == EpochResult.__name__:
+                self.begun = EpochResult(**part["done"][0])
+            elif part["processes"] != self.runtime.processes:
+                raise RunError(
+                    f"{self.run.path} was stopped in the middle of an epoch with {part['processes']} processes, and "
+                    f"only as many can go on from there; here are {self.runtime.processes}. Start as many, or go back "
+                    f"to the last whole epoch: eyetune finetune --resume {self.run.path} --from previous"
+                )
+            else:
+                self.begun = EpochState(**part["done"][self.runtime.rank])
+                prefix = f"{self.runtime.rank}|"
+                self.runtime.set_random_state(
+                    {name[len(prefix) :]: state for name, state in last.random.items() if name.startswith(prefix)}
+                )
+                self._load_gradients(last.gradients)
+        except (KeyError, TypeError, IndexError) as error:
+            raise RunError(f"{self.run.last} is damaged: its state lacks {error}.") from error
+        self.part_saved = self._part_text(self.begun)
+
+    def _load_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name, gradient in gradients.items():
+            parameter = parameters.get(name)
+            if parameter is None or parameter.shape != gradient.shape or parameter.dtype != gradient.dtype:
+                raise RunError(f"{self.run.last} does not fit this run: it has a gradient for {name!r}.")
+            parameter.grad = gradient.to(parameter.device, copy=True)
+
+    def _part_text(self, done: EpochState | EpochResult) -> str:
+        epoch = self.progress.epochs_done + 1
+        if isinstance(done, EpochResult):
+            return f"the training of epoch {epoch}"
+        return f"{done.batches} of {len(self.train_loader)} batches of epoch {epoch}"
+
+    def kept(self, *, short: bool = False) -> str:
+        """What a resumed run would find."""
+        done, part = self.epochs_saved, self.part_saved
+        if short:
+            return " and ".join(filter(None, [f"epoch {done}" if done else "", part]))
+        if not done and not part:
+            return "no epoch was finished yet"
+        whole = f"{done} of {self.epochs} epochs"
+        return f"{whole} and {part} are kept" if part else f"{whole} are kept"
+
+    def _anything(self) -> bool:
+        return bool(self.epochs_saved or self.part_saved)
 
     def _note_best(self, epoch: int, value: float | None) -> bool:
         """Whether `epoch` is the best so far. A metric that is not defined is never the best, nor worse than it."""
@@ -266,18 +389,19 @@ class _Trainer:
             self.progress.waited += 1
         return improved
 
-    def _advance(self, epoch: int, value: float | None) -> None:
-        """Let schedule and strategy draw their consequences from the epoch."""
+    def _advance(self, epoch: int, value: float | None) -> str:
+        """Let schedule and strategy draw their consequences from the epoch; returns what there is to say of them."""
         signed = self._signed(value)
         self.schedule.end_epoch(signed)
         advance = self.strategy.after_epoch(self.model, epoch, signed)
         if advance.step is Step.STOP:
             self.progress.stopped = advance.message or "the strategy is done"
         elif advance.step is Step.NEXT_PHASE:
-            self.say(advance.message)
             self._next_phase()
+            return advance.message
         elif self._out_of_patience():
             self.progress.stopped = f"no better {self.task.metric} for {self.train.patience} epochs"
+        return ""
 
     def _out_of_patience(self) -> bool:
         return (
@@ -301,19 +425,30 @@ class _Trainer:
         self.model.zero_grad(set_to_none=True)
         self._wrap()
 
-    def _save_last(self, epoch: int, value: float | None) -> None:
+    def _save_last(
+        self,
+        epoch: int,
+        value: float | None,
+        *,
+        part: dict[str, Any] | None = None,
+        random: dict[str, torch.Tensor] | None = None,
+        gradients: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         scaler = self.runtime.scaler
         state = {
             **vars(self.progress),
             "schedule": self.schedule.state(),
             "strategy": self.strategy.state(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "part": part,
         }
         self.run.save_last(
             self.strategy.checkpoint(self.model) if self.run.main else {},
             self.card.at(epoch, self.task.metric, value),
             state_tensors(self.optimizer, self.model) if self.run.main else {},
             state,
+            random=random,
+            gradients=gradients,
         )
 
     # -- parts -------------------------------------------------------------------------------------------------------
@@ -347,6 +482,8 @@ class _Trainer:
         else:
             self.runtime.wait()
             self.strategy.load_checkpoint(self.model, self.run.load_best(progress.best_epoch).tensors)
+        self.runtime.wait()  # all have read the best
+        self.run.drop_previous()
         self.strategy.set_mode(self.model, False)
         return FitResult(
             best_epoch=progress.best_epoch,
@@ -380,6 +517,7 @@ class _Trainer:
             "train_loss": trained.loss,
             "val_loss": validation.loss,
             **{f"val_{name}": _defined(value) for name, value in validation.metrics.items()},
+            **({"skipped_steps": trained.skipped} if self.train.skip_nonfinite else {}),
             "seconds": round(trained.seconds, 3),
             "images_per_second": round(trained.images / max(trained.seconds, 1e-9), 2),
             **{f"lr/{layer}": rate for layer, rate in layer_rates(trained.rates).items()},
@@ -404,6 +542,8 @@ class _Trainer:
         if self.val_loader is not None:
             shown = "not defined" if value is None else f"{value:.4f}"
             parts.append(f"{self.task.metric} {shown}{' (best)' if improved else ''}")
+        if trained.skipped and self.train.skip_nonfinite:
+            parts.append(f"{trained.skipped} steps left out")
         self.say("  ".join([*parts, f"lr {rates}", f"{row['images_per_second']:.1f} images/s"]))
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PLATEAU_EPOCHS = 2
 PLATEAU_FACTOR = 0.5
 
+#: What AdamW keeps of every parameter it has moved.
+_ENTRIES = ("step", "exp_avg", "exp_avg_sq")
+
 
 def build_optimizer(groups: Sequence[RateGroup], lr: float, weight_decay: float) -> AdamW:
     """AdamW over `groups`: rate `lr * scale` each, weight decay (decoupled) where the group asks for it.
@@ -190,10 +193,15 @@ def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Undo :func:`state_tensors`. Raises ValueError when a name or a shape does not fit the optimizer's parameters."""
+    """Undo :func:`state_tensors`.
+
+    Raises ValueError when a name, a shape or a type does not fit the optimizer's parameters, a value is not finite, or
+    an entry of a parameter is missing.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = {names[parameter]: parameter for group in optimizer.param_groups for parameter in group["params"]}
     optimizer.state.clear()
+    entries: Counter[str] = Counter()
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("|")
         if name not in parameters:
@@ -201,10 +209,15 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tenso
         parameter = parameters[name]
         if entry != "step" and tensor.shape != parameter.shape:
             raise ValueError(f"optimizer state {key!r} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
+        if entry not in _ENTRIES or tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+            raise ValueError(f"optimizer state {key!r} is not what AdamW keeps")
+        entries[name] += 1
         # AdamW keeps the step count in float32: on the parameter's device when fused, else on the CPU.
         fused = any(group.get("fused") for group in optimizer.param_groups)
         device = parameter.device if entry != "step" or fused else torch.device("cpu")
         optimizer.state[parameter][entry] = tensor.to(device, copy=True)
+    if cut := [name for name, count in entries.items() if count < len(_ENTRIES)]:
+        raise ValueError(f"optimizer state of {cut[0]!r} is not whole")
 
 
 def _fusible(parameter: nn.Parameter) -> bool:

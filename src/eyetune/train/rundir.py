@@ -4,31 +4,44 @@ Layout (see docs/configuration.md)::
 
     config.yaml  environment.json  load_report.json  splits.csv  history.csv  metrics.json
     checkpoints/best/{model.safetensors, model.json}
-    checkpoints/last/{model.safetensors, optimizer.safetensors, state.json, model.json}
+    checkpoints/last/{model.safetensors, optimizer.safetensors, random.safetensors, state.json, model.json}
+    checkpoints/previous/    while training: the `last` before this one, and in previous/best the `best` before, if new
     adapter/  predictions/NAME.csv  plots/NAME.png  tensorboard/  report.html
+    .lock     while a process works on the run
 
-Every file arrives whole or not at all. A checkpoint is built in a folder of its own beside the old one, its JSON
-marker (`model.json`) last, and then takes the old one's place by renaming; a new best epoch takes its place only once
-the `last` checkpoint that knows of it is complete. Killed at any moment, a run so has a `last` and a `best` that belong
-together. Nothing is pickled.
+Every file arrives whole or not at all. A checkpoint is built in a folder of its own beside the old one and sealed (see
+``sealed.py``); then the old one becomes `previous` and the new one takes its place, by renaming; a new best epoch takes
+its place only once the `last` checkpoint that knows of it is there. Killed at any moment, or cut off from power, a run
+so has a `last` and a `best` that belong together. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import errno
 import io
-import json
 import math
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eyetune.errors import RunError, UserError, did_you_mean
-from eyetune.files import atomic, write_json, write_text, writing_failed
+from eyetune.files import is_temporary, make_folder, sync, write_json, write_text, writing_failed
+from eyetune.train.sealed import (
+    MARKER,
+    SCHEMA,
+    plain,
+    read_json,
+    read_marker,
+    read_sealed_tensors,
+    seal,
+    verify,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,13 +49,13 @@ if TYPE_CHECKING:
     from eyetune.config import Config
     from eyetune.metrics.predictions import Predictions
 
-#: Version of `model.json`; raised when a reader of the old form would misunderstand the new one.
-SCHEMA = 1
-
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-MARKER = "model.json"
+RANDOM = "random.safetensors"
+GRADIENTS = "gradients.safetensors"
 STATE = "state.json"
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -89,19 +102,14 @@ class ModelCard:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: Path) -> ModelCard:
-        """Read JSON content. Raises RunError, naming the file `where`, when fields are missing or it is too new."""
-        schema = content.get("schema")
-        if not isinstance(schema, int) or schema > SCHEMA:
-            raise RunError(
-                f"{where} has schema {schema!r}; this EyeTune reads {SCHEMA}. Use the version that wrote it."
-            )
+        """Read JSON content. Raises RunError, naming the file `where`, when fields are missing or unknown."""
         known = {one.name for one in fields(cls)}
         needed = {"backbone", "weights", "pool", "pixels", "fingerprint", "preprocess", "fundus", "classes", "adapt"}
         if missing := sorted(needed - set(content)):
             raise RunError(f"{where} is damaged: it lacks {', '.join(missing)}.")
         if extra := sorted(set(content) - known):
             raise RunError(f"{where} has fields this EyeTune does not know: {', '.join(extra)}.")
-        values = {"dropout": 0.0} | dict(content)
+        values = {"dropout": 0.0} | dict(content) | {"schema": SCHEMA}
         values["classes"] = tuple(values["classes"])
         return cls(**values)
 
@@ -114,6 +122,10 @@ class Checkpoint:
     card: ModelCard
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    random: dict[str, Tensor] = field(default_factory=dict)
+    """The generators' states, when the run stopped inside an epoch."""
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """When it stopped between the batches of one optimizer step: their gradients so far."""
 
 
 class RunDir:
@@ -132,7 +144,8 @@ class RunDir:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: choose another --out for the run folder.")
-        if path.is_dir() and any(path.iterdir()):
+        # What a run that was killed before its first file leaves behind is nothing.
+        if path.is_dir() and any(not is_temporary(entry) and entry.name != LOCK for entry in path.iterdir()):
             hint = (
                 f"go on with it (eyetune finetune --resume {path}) or choose another --out"
                 if (path / "config.yaml").is_file()
@@ -147,7 +160,7 @@ class RunDir:
         if main:
             cls.check_free(path)
             try:
-                path.mkdir(parents=True, exist_ok=True)
+                make_folder(path)
             except OSError as error:
                 raise writing_failed(path, error) from error
         return cls(path, main)
@@ -206,6 +219,11 @@ class RunDir:
         """Folder of the checkpoint that a run is resumed from."""
         return self.path / "checkpoints" / "last"
 
+    @property
+    def previous(self) -> Path:
+        """Folder of the checkpoint before the last; inside it, `best` is the best one of then, if it was another."""
+        return self.path / "checkpoints" / "previous"
+
     def predictions_file(self, name: str) -> Path:
         """Where the predictions on the dataset `name` stand."""
         return self.path / "predictions" / f"{_safe(name)}.csv"
@@ -248,7 +266,7 @@ class RunDir:
 
     def read_metrics(self) -> dict[str, Any]:
         """Read `metrics.json`. Raises RunError when there is none or it is damaged."""
-        return _read_json(self.metrics_file)
+        return read_json(self.metrics_file)
 
     def write_predictions(self, name: str, predictions: Predictions) -> None:
         """Write `predictions/NAME.csv`."""
@@ -276,14 +294,14 @@ class RunDir:
 
     def _json(self, name: str, content: Mapping[str, Any]) -> None:
         if self.main:
-            write_json(self.path / name, _plain(content))
+            write_json(self.path / name, plain(content))
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def save_best(self, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
         """Write the best epoch's checkpoint beside the old one; the next :meth:`save_last` puts it in place."""
         if self.main:
-            self._build(self.best, {MODEL: tensors}, {MARKER: card.to_dict()})
+            self._build(self.best, {MODEL: tensors}, {}, card)
 
     def save_last(
         self,
@@ -291,17 +309,27 @@ class RunDir:
         card: ModelCard,
         optimizer: Mapping[str, Tensor],
         state: Mapping[str, Any],
+        *,
+        random: Mapping[str, Tensor] | None = None,
+        gradients: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write the checkpoint to resume from, put it in place, then the best one that waits.
 
-        Raises UserError when the disk is full or not ours to write; the checkpoint before then stays as it was.
+        Raises UserError when the disk is full or not ours to write, or a tensor is not finite; the checkpoint before
+        then stays as it was.
         """
         if not self.main:
             return
-        self._build(self.last, {MODEL: tensors, OPTIMIZER: optimizer}, {STATE: state, MARKER: card.to_dict()})
-        self._promote(self.last)
+        # Only now: with the new one there are never more than three on the disk, nor fewer than one.
+        shutil.rmtree(self.previous, ignore_errors=True)
+        files = {MODEL: tensors, OPTIMIZER: optimizer}
+        files |= {name: content for name, content in ((RANDOM, random), (GRADIENTS, gradients)) if content}
+        self._build(self.last, files, {STATE: state}, card)
+        if self.last.exists():
+            _rename(self.last, self.previous)
+        _rename(_new(self.last), self.last)
         if (_new(self.best) / MARKER).is_file():
-            self._promote(self.best)
+            self._promote_best()
 
     def load_best(self, epoch: int | None = None) -> Checkpoint:
         """The best epoch's checkpoint. Raises RunError when there is none, or it is damaged.
@@ -310,29 +338,56 @@ class RunDir:
             epoch: the epoch it has to be of (a run killed between two renames has it in waiting still); None takes
                 what is in place.
         """
-        folder = _settled(self.best)
-        if epoch is not None and (folder is None or self._epoch(folder) != epoch):
-            waiting = _new(self.best)
-            if (waiting / MARKER).is_file() and self._epoch(waiting) == epoch:
-                folder = waiting
-            else:
-                raise RunError(f"{self.best} is not the checkpoint of epoch {epoch}, which was the best. {_AGAIN}")
+        folder = self._settled(self.best)
         if folder is None:
             raise RunError(f"no checkpoint at {self.best}: the run did not finish an epoch. {_AGAIN}")
-        return Checkpoint(_read_tensors(folder / MODEL), self._card(folder))
+        try:
+            if epoch is not None and read_marker(folder).get("epoch") != epoch:
+                folder = _new(self.best)
+                if not (folder / MARKER).is_file() or read_marker(folder).get("epoch") != epoch:
+                    raise RunError(f"{self.best} is not the checkpoint of epoch {epoch + 1}, which was the best.")
+            marker = read_marker(folder)
+            verify(folder, marker)
+            return Checkpoint(read_sealed_tensors(folder, MODEL, marker), _card(folder, marker))
+        except RunError as error:
+            raise RunError(f"{error}\n{self._others(self.best)}") from error
 
     def load_last(self) -> Checkpoint | None:
-        """The checkpoint to resume from, or None when no epoch was finished. Raises RunError when it is damaged."""
-        folder = _settled(self.last)
+        """The checkpoint to resume from, or None when nothing was saved yet.
+
+        Raises RunError when it is damaged; the text says which checkpoint is whole, and how to go on from it.
+        """
+        folder = self._settled(self.last)
         if folder is None:
             return None
-        card = self._card(folder)
-        return Checkpoint(
-            _read_tensors(folder / MODEL), card, _read_tensors(folder / OPTIMIZER), _read_json(folder / STATE)
-        )
+        try:
+            return _read_last(folder)
+        except RunError as error:
+            raise RunError(f"{error}\n{self._others(self.last)}") from error
+
+    def back_to_previous(self) -> None:
+        """Put the checkpoint before the last in the last one's place, for good.
+
+        Raises RunError when there is none, or it is damaged.
+        """
+        if not self.main:
+            return
+        if not (self.previous / MARKER).is_file():
+            raise RunError(f"there is no checkpoint before {self.last}: {self.previous} is not there. {_AGAIN}")
+        _read_last(self.previous)
+        older = self.previous / self.best.name
+        if older.is_dir():
+            verify(older, read_marker(older))
+            shutil.rmtree(_new(self.best), ignore_errors=True)
+            if self.best.exists():
+                _rename(self.best, _new(self.best))  # without its epoch, a best in waiting is dropped
+            _rename(older, self.best)
+        shutil.rmtree(_new(self.last), ignore_errors=True)
+        shutil.rmtree(self.last, ignore_errors=True)
+        _rename(self.previous, self.last)
 
     def settle(self, best_epoch: int | None) -> None:
-        """Before going on with a run: finish or undo what a killed process left half renamed.
+        """Before going on with a run: finish or undo what a killed process left half done.
 
         Args:
             best_epoch: what the `last` checkpoint says the best epoch is; a waiting checkpoint of that epoch takes its
@@ -340,118 +395,183 @@ class RunDir:
         """
         if not self.main:
             return
-        if (found := _settled(self.last)) is not None and found != self.last:
-            _rename(found, self.last)
-        if (found := _settled(self.best)) is not None and found != self.best:
-            _rename(found, self.best)
+        for folder in (self.last, self.best):
+            if (found := self._settled(folder)) is not None and found != folder:
+                _rename(found, folder)
         waiting = _new(self.best)
-        if (waiting / MARKER).is_file() and self._epoch(waiting) == best_epoch:
-            self._promote(self.best)
+        if (waiting / MARKER).is_file() and read_marker(waiting).get("epoch") == best_epoch:
+            self._promote_best()
         for folder in (self.last, self.best):
             shutil.rmtree(_new(folder), ignore_errors=True)
-            shutil.rmtree(_old(folder), ignore_errors=True)
+        for path in self.path.rglob(".*"):
+            if is_temporary(path):
+                path.unlink(missing_ok=True)
+
+    def drop_previous(self) -> None:
+        """After training: the checkpoint before the last is not needed any more."""
+        if self.main:
+            shutil.rmtree(self.previous, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While inside, no other process may work on this run. Raises RunError when one does already.
+
+        A record lock on the file `.lock`: the system releases it when the process dies, however it dies, it works on
+        network drives, and unlike `flock` it does not pass on to the loader's processes, which outlive a killed one
+        for seconds. Where the file system has no locks, a line on stderr says so.
+        """
+        path = self.path / LOCK
+        if not self.main or path in _LOCKED:
+            yield  # one process may come here twice: evaluate inside finetune
+            return
+        handle = _lock(path)
+        _LOCKED.add(path)
+        try:
+            yield
+        finally:
+            _LOCKED.discard(path)
+            if handle is not None:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                os.close(handle)
 
     def _build(
-        self, target: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, Mapping[str, Any]]
+        self,
+        target: Path,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        texts: Mapping[str, Mapping[str, Any]],
+        card: ModelCard,
     ) -> None:
         folder = _new(target)
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            for name, content in tensors.items():
-                _write_tensors(folder / name, content)
-            for name, text in texts.items():  # the marker comes last
-                write_json(folder / name, _plain(text))
+            seal(folder, tensors, texts, card.to_dict())
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _promote(self, target: Path) -> None:
-        old = _old(target)
-        try:
-            if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                target.rename(old)
-            _new(target).rename(target)
-        except OSError as error:
-            raise writing_failed(target, error) from error
-        shutil.rmtree(old, ignore_errors=True)
+    def _promote_best(self) -> None:
+        if self.best.exists():
+            older = self.previous / self.best.name
+            shutil.rmtree(older, ignore_errors=True)
+            if self.previous.is_dir():
+                _rename(self.best, older)
+            else:  # the very first `last`
+                shutil.rmtree(self.best)
+        _rename(_new(self.best), self.best)
 
-    def _card(self, folder: Path) -> ModelCard:
-        return ModelCard.from_dict(_read_json(folder / MARKER), folder / MARKER)
+    def _settled(self, folder: Path) -> Path | None:
+        """Where the checkpoint is that belongs at `folder`: there, or on the way when a process was killed.
 
-    def _epoch(self, folder: Path) -> int:
-        return self._card(folder).epoch
+        Between the two renames of a replacement `folder` is gone for a moment. A new `last` is then the one to take; a
+        new best one only if there is no old one, for it may be of an epoch that `last` does not know of.
+        """
+        if folder.is_dir():
+            return folder
+        candidates = [_new(folder), self.previous]
+        if folder == self.best:
+            candidates = [self.previous / self.best.name, _new(folder)]
+        return next((candidate for candidate in candidates if (candidate / MARKER).is_file()), None)
+
+    def _others(self, damaged: Path) -> str:
+        """Which other checkpoints are whole, and what to do with them."""
+        lines = []
+        if damaged == self.last and (epochs := _whole(self.previous)) is not None:
+            lines.append(
+                f"The checkpoint before it is whole ({epochs}). Go on from it with: eyetune finetune --resume "
+                f"{self.path} --from previous"
+            )
+        if damaged != self.best and (epochs := _whole(self.best)) is not None:
+            lines.append(f"{self.best} is whole ({epochs}): evaluate and predict work with it.")
+        if damaged == self.best and (epochs := _whole(self.last)) is not None:
+            lines.append(
+                f"{self.last} is whole ({epochs}). To use its weights instead, put a copy of that folder in the place "
+                f"of {self.best}."
+            )
+        return "\n".join(lines) or "No other checkpoint of this run is whole: train it again, with another --out."
 
 
 _AGAIN = "Run it again, or go on with: eyetune finetune --resume RUN."
+
+#: The locks this process holds: record locks do not keep a process from itself.
+_LOCKED: set[Path] = set()
 
 
 def _new(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.new")
 
 
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+def _card(folder: Path, marker: Mapping[str, Any]) -> ModelCard:
+    return ModelCard.from_dict({name: value for name, value in marker.items() if name != "files"}, folder / MARKER)
 
 
-def _settled(folder: Path) -> Path | None:
-    """Where the valid checkpoint is that belongs at `folder`: there, or left on the way by a process that was killed.
+def _read_last(folder: Path) -> Checkpoint:
+    marker = read_marker(folder)
+    verify(folder, marker)
+    return Checkpoint(
+        read_sealed_tensors(folder, MODEL, marker),
+        _card(folder, marker),
+        read_sealed_tensors(folder, OPTIMIZER, marker),
+        read_json(folder / STATE),
+        # Schema 1 was written after whole epochs only, without these.
+        read_sealed_tensors(folder, RANDOM, marker) if "files" in marker else {},
+        read_sealed_tensors(folder, GRADIENTS, marker) if "files" in marker else {},
+    )
 
-    Between the two renames of a replacement `folder` is gone for a moment. A new `last` is then the one to take; a new
-    best one only if there is no old one, for it may be of an epoch that `last` does not know of.
-    """
-    if folder.is_dir():
-        return folder
-    candidates = [_new(folder), _old(folder)]
-    for candidate in candidates if folder.name == "last" else reversed(candidates):
-        if (candidate / MARKER).is_file():
-            return candidate
-    return None
+
+def _whole(folder: Path) -> str | None:
+    """Up to where a checkpoint goes, in words; None when it is missing or damaged."""
+    try:
+        marker = read_marker(folder)
+        verify(folder, marker)
+    except RunError:
+        return None
+    return f"up to epoch {marker.get('epoch', -1) + 1}"
 
 
 def _rename(source: Path, target: Path) -> None:
+    """Rename a folder, for good: both lists of names are on the disk when it returns."""
     try:
         source.rename(target)
+        for parent in {source.parent, target.parent}:
+            sync(parent)
     except OSError as error:
         raise writing_failed(target, error) from error
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with atomic(path) as temporary:
+def _lock(path: Path) -> int | None:
+    """Lock `path`: an open file, None where there are no locks. Raises RunError when another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    while True:
         try:
-            # Clones: tied parameters share memory, which the format refuses.
-            save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
-        except SafetensorError as error:
-            # The library wraps the system's error in text: unwrap it, so that a full disk is called a full disk.
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise RunError(f"{path} is missing: the checkpoint is not whole.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path} is damaged ({error}).") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RunError(f"{path} is missing.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path} is damaged ({error}).") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged (not a JSON object).")
-    return content
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise writing_failed(path, error) from error
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(handle)
+            raise RunError(
+                f"{path.parent} is in use by another process (number {owner} on its machine). Wait for it to end, or "
+                "choose another run folder."
+            ) from error
+        except OSError as error:
+            print(
+                f"{path.parent}: no locks on this file system ({error.strerror}); run one process there at a time.",
+                file=sys.stderr,
+            )
+            os.close(handle)
+            return None
+        # Whoever held the lock before may have removed the file between our opening and locking it.
+        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()}\n".encode())
+            return handle
+        os.close(handle)
 
 
 def _safe(name: str) -> str:
@@ -474,14 +594,3 @@ def _cell(text: str | None) -> Any:
         except ValueError:
             continue
     return text
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: paths as text, tuples as lists, NaN and infinity as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value

@@ -38,8 +38,8 @@ class Batches(Sized, Protocol):
     """A loader: batches of one epoch, in an order that is a function of the epoch."""
 
     def __iter__(self) -> Any: ...
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Which epoch the next iteration is, and from which batch on."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,23 @@ class Outputs:
 
 @contextlib.contextmanager
 def enough_memory(advice: str) -> Iterator[None]:
-    """Turn the device's running out of memory into a UserError that gives `advice`."""
+    """Turn the device's running out of memory into a UserError that gives `advice`; so too the death of a process that
+    reads images, mostly for want of memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         # After its third sentence torch explains its allocator.
         said = ". ".join(str(error).split(". ")[:3]).rstrip(".")
         raise UserError(f"the device has not enough memory for a batch. {advice}\n  ({said})") from error
+    except RuntimeError as error:
+        # As torch's DataLoader says it, within seconds, wherever the main process is just then.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        said = str(error).split(". ", maxsplit=1)[0].rstrip(".")
+        raise UserError(
+            "a process that reads images has died, most often because memory ran out. Use fewer of them "
+            f"(--workers 2, or 0), or a machine with more memory.\n  ({said})"
+        ) from error
 
 
 def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

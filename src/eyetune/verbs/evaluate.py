@@ -98,7 +98,8 @@ def evaluate(
         workers: processes that read images, or "auto".
         batch_size: images in one forward pass.
 
-    Raises DataError for a class the run does not know, a taken name, or an image that cannot be read.
+    Raises DataError for a class the run does not know, a taken name, or an image that cannot be read, and RunError
+    when another process works on the run.
     """
     from eyetune.train.results import add_scores
 
@@ -106,11 +107,12 @@ def evaluate(
         run.folder.predictions_file(name)  # refuses what cannot be the name of a file
         if name in ("train", "val", REFERENCE):
             raise DataError(f"the name {name!r} belongs to the run's own split; call the dataset otherwise.")
-    tables = {
-        name: run.predictions(manifest.with_classes(run.classes), workers=workers, batch_size=batch_size)
-        for name, manifest in datasets.items()
-    }
-    return add_scores(run.folder, tables)
+    with run.folder.in_use():
+        tables = {
+            name: run.predictions(manifest.with_classes(run.classes), workers=workers, batch_size=batch_size)
+            for name, manifest in datasets.items()
+        }
+        return add_scores(run.folder, tables)
 
 
 def open_dataset(run: Run, table: str, images: Path | None, columns: Mapping[str, str | None]) -> Manifest:

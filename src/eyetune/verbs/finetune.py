@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
@@ -11,6 +12,7 @@ from cyclopts import App, Parameter
 from eyetune.config import Config
 from eyetune.errors import ConfigError
 from eyetune.flags import help_text, parse
+from eyetune.interrupt import Interrupted
 from eyetune.terminal import show
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ app = App(
     name="finetune",
     help_format="plaintext",
     help_epilogue=help_text(),
-    usage="Usage: eyetune finetune [CONFIG.yaml] [--section.field VALUE]... | --resume RUN",
+    usage="Usage: eyetune finetune [CONFIG.yaml] [--section.field VALUE]... | --resume RUN [--from previous]",
 )
 
 
@@ -38,10 +40,14 @@ def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True, show=Fal
     given = parse(words)
     if "resume" in given.overrides:
         overrides = dict(given.overrides)
-        folder = overrides.pop("resume")
+        folder, start = overrides.pop("resume"), overrides.pop("from", "last")
         if not isinstance(folder, str) or given.positional or overrides:
-            raise ConfigError("--resume RUN takes a run folder and nothing else: the run has its own configuration.")
-        resume(folder)
+            raise ConfigError(
+                "--resume RUN takes a run folder, and at most --from previous: the run has its own configuration."
+            )
+        if start not in ("last", "previous"):
+            raise ConfigError(f"--from {start}: a run goes on from its last checkpoint, or from the previous one.")
+        resume(folder, previous=start == "previous")
     elif given.positional or given.overrides:
         finetune(Config.from_yaml(given.positional, given.overrides))
     else:
@@ -64,13 +70,23 @@ def finetune(config: Config) -> Run:
     cache = Cache.of(config.data)
     manifest = prepare_data(config, cache)
     model, strategy = build_model(config, manifest.classes)
-    job = _Job(config, manifest, model, strategy, RunDir.create(config.out, runtime.is_main), runtime, cache)
-    job.describe()
-    return job.train(resumed=False)
+    folder = RunDir.create(config.out, runtime.is_main)
+    with folder.in_use():
+        job = _Job(config, manifest, model, strategy, folder, runtime, cache)
+        job.describe()
+        return job.train(resumed=False)
 
 
-def resume(path: str | Path) -> Run:
-    """Go on with an interrupted run, exactly where it stopped. A run that is finished is only scored again."""
+def resume(path: str | Path, *, previous: bool = False) -> Run:
+    """Go on with an interrupted run, exactly where it stopped. A run that is finished is only scored again.
+
+    Args:
+        path: the run folder.
+        previous: from the checkpoint before the last one, which is dropped.
+
+    Raises RunError when another process works on the run, or what there is of it is damaged; and as
+    :func:`finetune`.
+    """
     from eyetune.data.cache import Cache
     from eyetune.runtime import Runtime
     from eyetune.train.rundir import RunDir
@@ -79,14 +95,18 @@ def resume(path: str | Path) -> Run:
     config = folder.read_config()
     runtime = Runtime(config.device, config.precision, config.seed)
     folder.main = runtime.is_main
-    begun = folder.splits_file.is_file()
-    cache = Cache.of(config.data)
-    manifest = prepare_data(config, cache, splits=folder.splits_file if begun else None)
-    model, strategy = build_model(config, manifest.classes)
-    job = _Job(config, manifest, model, strategy, folder, runtime, cache)
-    if not begun:
-        job.describe()
-    return job.train(resumed=True)
+    with folder.in_use():
+        with runtime.main_first():
+            if previous:
+                folder.back_to_previous()
+        begun = folder.splits_file.is_file()
+        cache = Cache.of(config.data)
+        manifest = prepare_data(config, cache, splits=folder.splits_file if begun else None)
+        model, strategy = build_model(config, manifest.classes)
+        job = _Job(config, manifest, model, strategy, folder, runtime, cache)
+        if not begun:
+            job.describe()
+        return job.train(resumed=True)
 
 
 def check_settings(config: Config) -> None:
@@ -230,7 +250,15 @@ class _Job:
         )
         card = card.at(fitted.best_epoch, fitted.metric, fitted.best_value)
         run = Run(self.folder, self.model, self.strategy, card, self.runtime, cache=self.cache)
-        self.score(run, fitted)
+        try:
+            self.score(run, fitted)
+        except KeyboardInterrupt as interrupt:
+            path = self.folder.path
+            raise Interrupted(
+                f"Training is finished and kept in {path}; its scores are not whole yet. "
+                f"Get them with: eyetune finetune --resume {path}",
+                getattr(interrupt, "signum", SIGINT),
+            ) from None
         return run
 
     def score(self, run: Run, fitted: FitResult) -> None:
