@@ -189,12 +189,13 @@ def test_a_planted_fault_fails(manifest: Manifest, name: str, kind: str, plant: 
 
 
 def test_accumulation_that_weighs_wrongly_fails(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = steps._step
+    real = steps._Steps.step
 
-    def wrong(*arguments: Any, **named: Any) -> Any:
-        return real(*arguments, **(named | {"actual": named["nominal"]}))  # the short last batch weighs as a full one
+    def wrong(self: Any, *arguments: Any) -> bool:
+        self.in_step = self.nominal  # the short last batch weighs as a full one
+        return real(self, *arguments)
 
-    monkeypatch.setattr(steps, "_step", wrong)
+    monkeypatch.setattr(steps._Steps, "step", wrong)
     finding = checks.accumulation(bench(manifest))
     assert finding.status == Status.FAIL
     assert "3 + 3 + 2" in finding.why
