@@ -120,6 +120,7 @@ def test_no_function_beyond_a_hundred_lines() -> None:
         ["check"],
         ["check", "model"],
         ["check", "memory"],
+        ["check", "data"],
     ],
     ids=" ".join,
 )

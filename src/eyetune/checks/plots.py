@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -101,4 +101,49 @@ def memory(scales: Sequence[Scale], room: int, wanted: int, path: Path, *, title
     plain_axes(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=2, frameon=False, fontsize=9)
     finish_figure(figure, axes, title)
+    save_figure(figure, path)
+
+
+def class_histogram(
+    counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path, *, title: str = ""
+) -> None:
+    """Draw the number of images of each class in each split, with its share of the split."""
+    places = np.arange(len(classes))
+    figure = new_figure(max(6.0, 1.1 * len(classes) + 2.5), 4.4)
+    axes = figure.add_subplot()
+    width = 0.8 / len(counts)
+    for number, (name, found) in enumerate(counts.items()):
+        shift = (number - (len(counts) - 1) / 2) * width
+        bars = axes.bar(places + shift, found, width, color=COLOURS[number], label=f"{name} ({sum(found)})")
+        total = max(1, sum(found))
+        if len(classes) <= 8:
+            texts = [f"{count}\n{count / total:.0%}" for count in found]
+            axes.bar_label(bars, texts, padding=2, fontsize=7.5, color="#444444")
+    axes.margins(y=0.14)
+    axes.set_xticks(places, [folded(name, 16) for name in classes], rotation=40 if len(classes) > 8 else 0)
+    axes.set_ylabel("Images")
+    plain_axes(axes)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    finish_figure(figure, axes, title)
+    save_figure(figure, path)
+
+
+def picture_grid(
+    rows: Sequence[tuple[str, Sequence[Any]]], heads: Sequence[str], path: Path, *, title: str = ""
+) -> None:
+    """Draw pictures float[H, W, 3] in 0..1 in rows with a name each, under the `heads` of the columns."""
+    figure = new_figure(1.7 * len(heads) + 1.6, 1.75 * len(rows) + 0.7)
+    grid = figure.subplots(len(rows), len(heads), squeeze=False)
+    for line, (name, pictures) in zip(grid, rows, strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(folded(name, 22, 3), rotation=0, ha="right", va="center", fontsize=8)
+    for axes, head in zip(grid[0], heads, strict=True):
+        axes.set_title(head, fontsize=9)
+    if title:
+        figure.suptitle(folded(title, 100), fontsize=11)
+    figure.set_facecolor("white")
     save_figure(figure, path)

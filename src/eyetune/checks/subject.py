@@ -67,12 +67,7 @@ def few_images(manifest: Manifest, count: int, skip_unreadable: bool) -> Manifes
     Raises DataError, naming file and row, for one that cannot be read, unless those are skipped.
     """
     train = manifest.select("train")
-    by_class: dict[int | None, list[int]] = {}
-    for index, label in enumerate(train.labels):
-        by_class.setdefault(label, []).append(index)
-    turns = [by_class[label] for label in sorted(by_class, key=lambda label: -1 if label is None else label)]
-    longest = max(len(members) for members in turns)
-    order = [members[place] for place in range(longest) for members in turns if place < len(members)]
+    order = in_turns(train)
     chosen = [train[index] for index in order[:count]]
     waiting = iter(order[count:])
     while True:
@@ -88,6 +83,16 @@ def few_images(manifest: Manifest, count: int, skip_unreadable: bool) -> Manifes
         chosen += [train[index] for index, _ in zip(waiting, bad, strict=False)]
         if not chosen:
             raise DataError(f"{manifest.source}: no image can be read:\n{listing(bad)}")
+
+
+def in_turns(manifest: Manifest) -> list[int]:
+    """Every index of a manifest: the classes in turn, each in the order of the table."""
+    by_class: dict[int | None, list[int]] = {}
+    for index, label in enumerate(manifest.labels):
+        by_class.setdefault(label, []).append(index)
+    turns = [by_class[label] for label in sorted(by_class, key=lambda label: -1 if label is None else label)]
+    longest = max(len(members) for members in turns)
+    return [members[place] for place in range(longest) for members in turns if place < len(members)]
 
 
 def _fault(record: Record) -> str | None:

@@ -282,6 +282,24 @@ def choose_workers(workers: Workers, count: int, processes: int = 1) -> int:
     return min(max(1, cores // processes), _MOST_WORKERS)
 
 
+def make_dataset(
+    manifest: Manifest,
+    preprocess: Preprocess,
+    settings: FundusSettings,
+    *,
+    training: bool,
+    augment: AugmentConfig = "none",
+    seed: int = 0,
+    cache: Cache | None = None,
+) -> FundusDataset:
+    """What a loader reads, by (epoch, index); arguments as for :func:`make_loader`."""
+    surround = GRAY if settings.contrast == "ben-graham" else 0
+    transform = train_transform(preprocess, augment, surround=surround) if training else eval_transform(preprocess)
+    dataset = FundusDataset(manifest, settings, transform, seed=seed, cache=cache)
+    dataset.augment = augment if training else "none"
+    return dataset
+
+
 def make_loader(
     manifest: Manifest,
     preprocess: Preprocess,
@@ -323,11 +341,8 @@ def make_loader(
             f"train.batch_size is {batch_size} but there are only {len(manifest)} images to train on: use at most "
             f"{most}."
         )
-    surround = GRAY if settings.contrast == "ben-graham" else 0
-    transform = train_transform(preprocess, augment, surround=surround) if training else eval_transform(preprocess)
     count = choose_workers(workers, len(manifest), processes=shard[1])
-    dataset = FundusDataset(manifest, settings, transform, seed=seed, cache=cache)
-    dataset.augment = augment if training else "none"
+    dataset = make_dataset(manifest, preprocess, settings, training=training, augment=augment, seed=seed, cache=cache)
     batches = EpochBatches(
         manifest.labels,
         batch_size,

@@ -39,7 +39,8 @@ def _app(name: str, words: str, more: str = "") -> App:
 app = App(name="check")
 _model = _app("model", "[--steps N] ", "--steps N: steps to overfit one batch in (100; 300 on frozen features).")
 _memory = _app("memory", "[--steps N] ", "--steps N: steps to look for growing memory in (100).")
-for _each in (_model, _memory):
+_data = _app("data", "")
+for _each in (_model, _memory, _data):
     app.command(_each)
 
 
@@ -83,6 +84,21 @@ def memory(*words: Words) -> int:
     )
     show(table, "* train.batch_size; ~ predicted from the slope")
     return _finish(report, asked.out)
+
+
+@_data.default
+def data(*words: Words) -> int:
+    """Is the data sound? Unreadable files, class balance, splits, patients and identical files across splits, sizes.
+
+    Decodes every image once, as a run would (and keeps it in the cache for that run). Needs no network and no weights.
+    Writes data.json, data-classes.png and data-batches.png: what the network sees, prepared and augmented.
+    """
+    from eyetune.checks.data import check_data
+    from eyetune.verbs.finetune import check_settings
+
+    asked = _read(words, {})
+    check_settings(asked.config)
+    return _finish(check_data(asked.config, asked.out, say=_say, start=_start("data")), asked.out)
 
 
 class _Asked:
