@@ -115,6 +115,7 @@ def test_no_function_beyond_a_hundred_lines() -> None:
         ["demo"],
         ["data"],
         ["data", "synth"],
+        ["data", "table"],
         ["models"],
         ["models", "inspect"],
         ["check"],

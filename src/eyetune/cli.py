@@ -32,8 +32,9 @@ app.command("eyetune.verbs.evaluate:command", name="evaluate", help="Score one r
 app.command("eyetune.verbs.predict:command", name="predict", help="Files, folders or tables in; one row an image out.")
 app.command("eyetune.verbs.check:app", name="check", help="Does it learn, what fits, what is slow, is the data sound?")
 
-data = App(name="data", help="Draw synthetic eyes.")
+data = App(name="data", help="Before training: synthetic eyes, tables from DICOM headers.")
 data.command("eyetune.verbs.data:synth", name="synth", help="Draw a cohort of synthetic eyes with true labels.")
+data.command("eyetune.verbs.data:table", name="table", help="List photographs, with patient, eye and date from DICOM.")
 app.command(data)
 
 models = App(name="models", help="The backbones, and what is inside a weights file.")

@@ -250,20 +250,60 @@ for _side in (_Loader, _Dumper):
     )
 
 
+_LONGEST = 200_000
+"""Characters of a configuration file; ours have five thousand at most."""
+
+_MOST_VALUES = 20_000
+
+
+def _construct(text: str) -> Any:
+    """The content of a YAML text; refused when its aliases (`*name`) repeat it to more than a few thousand values."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"it unfolds to more than {_MOST_VALUES} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for when every alias is written out; one that holds itself, endlessly many."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # as long as we are inside it
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_values(part, known) for part in inner)
+    return known[id(node)]
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is not a configuration file.")
+        with open(path, encoding="utf-8-sig") as stream:
+            text = stream.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ConfigError(f"{path} is longer than any configuration: {_LONGEST} characters are read.")
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {path}.{_near(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error}.") from error
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = _construct(text)
     except yaml.MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{where} is not YAML: {error.problem or error}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}.") from error
+    except (ValueError, RecursionError, TypeError) as error:  # a day that no month has; brackets thousands deep
+        raise ConfigError(f"{path} cannot be read as YAML ({type(error).__name__}: {error}).") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -7,6 +7,7 @@ traceback and leaves with :attr:`UserError.exit_code`. Anything else that escape
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -41,7 +42,9 @@ class MissingExtra(UserError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the nearest of `known`, or an empty string when nothing is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    # Its time grows with the square of the lengths: nobody mistypes a page of text.
+    candidates = [other for other in itertools.islice(known, 1000) if len(other) < 100]
+    near = difflib.get_close_matches(str(name)[:100], candidates, n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

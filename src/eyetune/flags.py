@@ -105,5 +105,5 @@ def _text(value: Any) -> str:
 def _value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2026-99-99 looks like a day
         return text

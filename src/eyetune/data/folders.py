@@ -42,7 +42,7 @@ def read(root: Path, *, classes: Sequence[str] | None, labels_required: bool) ->
     for split, folder in places:
         for name in sorted(_folders(folder), key=natural):
             label = order.index(name) if name in order else None
-            for file in _walk(folder / name):
+            for file in walk(folder / name):
                 if is_image_name(file.name):
                     where = file.relative_to(root).as_posix()
                     records.append(Record(image=file, label=label, name=where, row=where, split=split))
@@ -66,7 +66,7 @@ def read_images(root: Path) -> Reading:
 def _unlabelled(
     root: Path, places: Sequence[tuple[str | None, Path]], classes: Sequence[str] | None, labels_required: bool
 ) -> Reading:
-    files = [(split, file) for split, folder in places for file in _walk(folder) if is_image_name(file.name)]
+    files = [(split, file) for split, folder in places for file in walk(folder) if is_image_name(file.name)]
     if not files:
         raise DataError(f"{root}: no images in it.")
     if labels_required:
@@ -88,7 +88,7 @@ def _folders(folder: Path) -> list[str]:
     )
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """Files below `folder`, in an order that does not depend on the file system."""
     for where, folders, files in os.walk(folder, followlinks=True):
         folders.sort()

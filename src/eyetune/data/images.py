@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,11 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
+def _fold(name: str) -> str:
+    """A name without case, its accents written in one way: a Mac stores e and accent apart, tables have them as one."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
 @dataclass(frozen=True)
 class _Listing:
     """The files of one folder, found by one listing however many names are looked up."""
@@ -31,21 +37,21 @@ class _Listing:
         try:
             with os.scandir(folder) as entries:
                 names = sorted(entry.name for entry in entries if not entry.is_dir())
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             names = []
         folded: dict[str, list[str]] = {}
         stems: dict[str, list[str]] = {}
         for name in names:
-            folded.setdefault(name.lower(), []).append(name)
+            folded.setdefault(_fold(name), []).append(name)
             if is_image_name(name):
-                stems.setdefault(os.path.splitext(name)[0].lower(), []).append(name)
+                stems.setdefault(_fold(os.path.splitext(name)[0]), []).append(name)
         return cls(frozenset(names), folded, stems)
 
     def candidates(self, name: str) -> list[str]:
         """The files `name` may mean: itself; itself in another case; itself plus, or with another, image suffix."""
         if name in self.exact:
             return [name]
-        lower = name.lower()
+        lower = _fold(name)
         bare = os.path.splitext(lower)[0] if lower.endswith(SUFFIXES) else lower
         return self.folded.get(lower) or self.stems.get(lower) or self.stems.get(bare) or []
 
@@ -75,10 +81,13 @@ class Finder:
             self.roots = [images]
         self._listings: dict[Path, _Listing] = {}
 
-    def find(self, names: Sequence[str], rows: Sequence[str]) -> tuple[list[Path], list[str]]:
+    def find(
+        self, names: Sequence[str], rows: Sequence[str], *, all_there: bool = True
+    ) -> tuple[list[Path], list[str]]:
         """The file of each name, and notes. Names may be absolute, carry folders, and lack the suffix.
 
-        Raises DataError, with the rows, when images are not there or when a name may mean several files.
+        Raises DataError, with the rows, when images are not there (unless some are and not `all_there`: then reading
+        them will say so) or when a name may mean several files.
         """
         best: list[list[Path]] = []
         root = self.roots[0]
@@ -89,8 +98,9 @@ class Finder:
             if all(best):
                 break
         missing = [f"{row}: {name}" for name, row, files in zip(names, rows, best, strict=True) if not files]
-        if missing:
+        if missing and (all_there or len(missing) == len(names)):
             raise DataError(self._missing(missing, len(names), root))
+        best = [files or [root / name] for name, files in zip(names, best, strict=True)]
         several = [
             f"{row}: {name} may be {' or '.join(file.name for file in files)}"
             for name, row, files in zip(names, rows, best, strict=True)

@@ -19,7 +19,10 @@ def is_missing(cell: str) -> bool:
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that reads digits as numbers: grade2 before grade10, 2 before 10."""
     parts = re.split(r"(\d+)", name.lower())
-    return (*((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part), (2, 0, name))
+    return (
+        *((0, int(part), "") if part.isdecimal() and len(part) < 19 else (1, 0, part) for part in parts if part),
+        (2, 0, name),
+    )
 
 
 def encode(
@@ -57,7 +60,7 @@ def _plain(cell: str) -> str:
 
 
 def _is_whole(cell: str) -> bool:
-    return re.fullmatch(r"-?\d+", cell) is not None
+    return re.fullmatch(r"-?\d{1,18}", cell) is not None
 
 
 def _given(known: list[tuple[str, str]], classes: tuple[str, ...]) -> tuple[dict[str, int], tuple[str, ...], list[str]]:

@@ -65,7 +65,7 @@ def read_image(path: Path, *, short_side: int | None = None, bits: int | None = 
     """
     try:
         with _open_file(path) as stream:
-            if is_dicom(path, stream):
+            if _is_dicom(path, stream):
                 from eyetune.data.dicom import read_dicom
 
                 return read_dicom(path, MAX_PIXELS)
@@ -89,14 +89,26 @@ class _Refused(Exception):
     """Why a file is not taken, without its name."""
 
 
-def is_dicom(path: Path, stream: BinaryIO) -> bool:
+def is_dicom_name(name: str) -> bool:
+    """Whether a file name ends as DICOM files do, where they have an ending at all."""
+    return name.lower().endswith(DICOM_SUFFIXES)
+
+
+def has_dicom_mark(path: Path) -> bool:
+    """Whether a file is DICOM by its content; False for what cannot be opened."""
+    try:
+        with _open_file(path) as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except (DataError, OSError):
+        return False
+
+
+def _is_dicom(path: Path, stream: BinaryIO) -> bool:
     """Whether a file is DICOM: its mark at byte 128; or, without the mark, its name. Leaves the stream at 0."""
     head = stream.read(132)
     stream.seek(0)
     # A file may be called .dcm and be empty, a web page or a JPEG: only what could be DICOM without its preamble.
-    return head[128:] == b"DICM" or (
-        path.suffix.lower() in DICOM_SUFFIXES and head[:2] in (b"\x08\0", b"\x02\0", b"\0\x08")
-    )
+    return head[128:] == b"DICM" or (is_dicom_name(path.name) and head[:2] in (b"\x08\0", b"\x02\0", b"\0\x08"))
 
 
 def _open_file(path: Path) -> BinaryIO:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def read(
     unnamed = [where for cell, (_, where) in zip(cells, rows, strict=True) if not cell]
     if unnamed:
         raise DataError(f"{path}: {len(unnamed)} rows name no image:\n{listing(unnamed)}")
-    files, found_notes = finder.find(cells, [where for _, where in rows])
+    files, found_notes = finder.find(cells, [where for _, where in rows], all_there=labels_required)
     return build(
         rows=rows,
         files=files,
@@ -108,7 +109,8 @@ def build(
         )
         for i, (row, place) in enumerate(rows)
     ]
-    check_consistent(records, source)
+    if labels_required:  # for prediction, each row is a question of its own
+        check_consistent(records, source)
     return Reading(tuple(records), class_names, source, (*notes, *label_notes))
 
 
@@ -131,6 +133,8 @@ def read_rows(path: Path) -> tuple[list[str], list[Row]]:
         raise DataError(f"cannot read {path}: {error.strerror}.") from error
     if not text.strip():
         raise DataError(f"{path} is empty.")
+    if "\0" in text:
+        raise DataError(f"{path} holds zero bytes: it is no text, or UTF-16. Save it as CSV UTF-8.")
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         names, rows = _parse_jsonl(path, text)
     else:
@@ -171,7 +175,7 @@ def choose_columns(
         elif part == "image" or (part == "label" and labels_required):
             faults.append(f"no column with a usual name for the {part}; name it with data.{part}_column.")
     if faults:
-        raise DataError(f"{source}: " + "\n".join(faults) + f"\nIts columns: {', '.join(names)}.")
+        raise DataError(f"{source}: " + "\n".join(faults) + f"\nIts columns: {', '.join(names[:100])}.")
     return chosen, notes
 
 
@@ -185,12 +189,25 @@ def _parse_jsonl(path: Path, text: str) -> tuple[list[str], list[Row]]:
             content = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path} line {number} is not JSON: {error.msg} at column {error.colno}.") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
+            raise DataError(f"{path} line {number} cannot be read as JSON ({type(error).__name__}).") from None
         if not isinstance(content, dict):
             raise DataError(f"{path} line {number} is not a JSON object ({{…}}).")
         row = {str(key): _as_text(value) for key, value in content.items()}
+        if any("\0" in text or not _is_unicode(text) for pair in row.items() for text in pair):
+            raise DataError(f"{path} line {number} holds a character that no text has (\\u0000, or half a pair).")
         names.update(dict.fromkeys(row))
         rows.append((row, f"{path.name} line {number}"))
     return list(names), [({name: row.get(name, "") for name in names}, where) for row, where in rows]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written; JSON may escape the halves of a surrogate pair alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_text(value: object) -> str:
@@ -206,9 +223,9 @@ def _parse_delimited(path: Path, text: str) -> tuple[list[str], list[Row]]:
     except csv.Error as error:
         raise DataError(f"{path} is not a well-formed table: {error}.") from None
     header = [name.strip() for name in lines[0]]
-    repeated = sorted({name for name in header if name and header.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(header).items() if name and count > 1)
     if repeated:
-        raise DataError(f"{path} has two columns called {', '.join(repeated)}; rename one.")
+        raise DataError(f"{path} has two columns called {', '.join(repeated[:5])}; rename one.")
     rows: list[Row] = []
     ragged: list[str] = []
     for number, cells in enumerate(lines[1:], start=2):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from eyetune.errors import UserError
+from eyetune.errors import DataError, UserError
 from eyetune.progress import duration, meter
 
 
@@ -82,6 +82,52 @@ def synth(
         f"Labels in {summary.table}. Train on it: eyetune finetune --data.table {summary.table} "
         "--data.label-column dr_grade --out runs/first"
     )
+
+
+def table(folder: Path, *, out: Path) -> None:
+    """Write a table of the photographs below a folder, with what DICOM headers say: image, patient, eye, date.
+
+    For DICOM the patient is the number in the header (PatientID), so that all eyes of a patient end up in one split;
+    the table identifies people: keep it where the files are kept. Other photographs have these cells empty. A DICOM
+    file whose header cannot be read has the reason in the column error. Add a column of labels to train on it.
+
+    Args:
+        folder: Searched with its subfolders; DICOM files are found whatever they are called.
+        out: CSV file to write.
+    """
+    import csv
+
+    from eyetune.data.dicom import Header, read_header
+    from eyetune.data.folders import walk
+    from eyetune.data.images import is_image_name
+    from eyetune.data.photo import has_dicom_mark, is_dicom_name
+    from eyetune.files import atomic
+
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}.")
+    found = [(file, marked) for file in walk(folder) if (marked := has_dicom_mark(file)) or is_image_name(file.name)]
+    if not found:
+        raise UserError(f"{folder}: no images in it.")
+    read = refused = 0
+    with (
+        atomic(out) as temporary,
+        # surrogateescape: a file name that is not valid UTF-8 comes back as it was.
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["image", "patient", "eye", "date", "error"])
+        for file, marked in found:
+            header, error = Header(), ""
+            if marked or is_dicom_name(file.name):
+                try:
+                    header = read_header(file)
+                    read += 1
+                except DataError as fault:
+                    error, refused = str(fault), refused + 1
+            name = os.path.relpath(file, out.parent)
+            writer.writerow([name, header.patient, header.eye, header.date, error])
+    said = f", {refused} whose header cannot be read (column error says why)" if refused else ""
+    print(f"{len(found)} images, {read} of them DICOM with a header{said}: {out}")
 
 
 def _size(text: str) -> int | tuple[int, int]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from eyetune.errors import DataError
+from eyetune.errors import DataError, UserError
 from eyetune.files import atomic
 from eyetune.flags import BatchSize, Device, NoCache, Precision, Workers
 
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 
 #: What is taken for a table rather than an image.
 TABLES = {".csv", ".tsv", ".jsonl"}
+
+#: How many images are predicted before their rows are written: what is in memory does not grow with their number.
+CHUNK = 4096
 
 
 def command(
@@ -35,10 +41,11 @@ def command(
     batch_size: BatchSize = 32,
     weights: str | None = None,
     no_cache: NoCache = False,
-) -> None:
+) -> int:
     """Predict photographs with a run: class and probabilities, one row an image.
 
-    A file that cannot be read becomes a row with the reason in its `error` column. For research; not a diagnosis.
+    A file that is missing or cannot be read becomes a row with the reason in its `error` column; the exit code is 0
+    unless not one could be predicted (2). For research; not a diagnosis.
 
     Args:
         run: The run folder.
@@ -57,18 +64,36 @@ def command(
 
     trained = load_run(run, device=device, precision=precision, weights=weights, cache=not no_cache)
     records = [record for path in paths for record in _records(path, images, image_column)]
-    rows = predict_records(trained, records, workers=workers, batch_size=batch_size)
-    if not trained.runtime.is_main:
-        return
-    columns = list(rows[0])
+    counts = [0, 0]
+    with _output(out if trained.runtime.is_main else Path(os.devnull)) as write:
+        columns = ["image", "predicted", *(f"prob_{name}" for name in trained.classes), "error"]
+        write(columns)
+        for start in range(0, len(records), CHUNK):
+            chunk = records[start : start + CHUNK]
+            for row in predict_records(trained, chunk, workers=workers, batch_size=batch_size):
+                write([row[name] for name in columns])
+                counts[bool(row["error"])] += 1
+    predicted, refused = counts
+    if trained.runtime.is_main:
+        said = f"{predicted} predicted" + (f", {refused} refused (column error says why)" if refused else "")
+        print(f"{said}{'' if out is None else f': {out}'}", file=sys.stderr)
+    return 0 if predicted else UserError.exit_code
+
+
+@contextlib.contextmanager
+def _output(out: Path | None) -> Iterator[Callable[[Sequence[str]], object]]:
+    """Write rows to a file, which is there only when all are, or to standard output."""
+    # surrogateescape: a file name that is not valid UTF-8 comes back as it was.
     if out is None:
-        _write(sys.stdout, columns, rows)
-    else:
-        with atomic(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
-            _write(stream, columns, rows)
-    refused = sum(bool(row["error"]) for row in rows)
-    said = f"{len(rows) - refused} predicted" + (f", {refused} refused (column error says why)" if refused else "")
-    print(f"{said}{'' if out is None else f': {out}'}", file=sys.stderr)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
+        yield csv.writer(sys.stdout, lineterminator="\n").writerow
+        return
+    with (
+        contextlib.nullcontext(out) if out == Path(os.devnull) else atomic(out) as place,
+        open(place, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
+        yield csv.writer(stream, lineterminator="\n").writerow
 
 
 def predict_records(
@@ -98,10 +123,11 @@ def predict_records(
 
 
 def _records(path: Path, images: Path | None, image_column: str | None) -> Sequence[Record]:
+    from eyetune.data.images import is_image_name
     from eyetune.data.record import Record
     from eyetune.data.records import Manifest
 
-    if not path.exists():
+    if not path.exists() and not is_image_name(path.name):
         raise DataError(f"no file or folder at {path}.")
     if path.is_dir():
         return Manifest.from_images(path).records
@@ -111,9 +137,3 @@ def _records(path: Path, images: Path | None, image_column: str | None) -> Seque
         found = Manifest.from_table(path, images=images, image_column=image_column, labels_required=False, **rest)
         return found.records
     return [Record(image=path, label=None, name=str(path), row=str(path))]
-
-
-def _write(stream: Any, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
