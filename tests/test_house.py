@@ -15,7 +15,7 @@ PACKAGE = Path(eyetune.__file__).parent
 
 # Floor by floor, from the ground up. A room may import from lower floors only, and from itself.
 FLOORS = [
-    {"errors"},
+    {"errors", "processes"},
     {"files", "interrupt", "progress", "terminal"},
     {"registry", "runtime", "section", "tensors"},
     {"backbones"},

@@ -1,11 +1,9 @@
-"""Device, precision and seeds; two processes are one large batch."""
+"""Device, precision and seeds."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -117,62 +115,3 @@ def test_batches_move_whole() -> None:
     assert moved["name"] == "x"
     assert moved["image"].device.type == "cpu"
     assert isinstance(moved["nested"], list)
-
-
-WORKER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, "TESTS")
-import torch
-from train_kit import Runtime, RunDir, ClassificationTask, TrainConfig, card, fit, make_loader, photographs, tiny_model
-from train_kit import PIXELS, PREPROCESS, FundusSettings
-from eyetune.train.features import can_compute_once
-
-kind, folder, size = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-runtime = Runtime("cpu", "fp32", seed=3)
-with runtime.main_first():
-    images, held_out = photographs(folder / "images", 11), photographs(folder / "val", 5, start=100)
-model, strategy = tiny_model(kind, dropout=0.0)
-for module in model.modules():
-    if type(module).__name__ == "DropPath":
-        module.drop_prob = 0.0
-    if isinstance(module, torch.nn.Dropout):
-        module.p = 0.0
-train = TrainConfig(epochs=2, batch_size=size, accumulate=2, tensorboard=True, warmup_epochs=0)
-settings = FundusSettings(pixels=PIXELS, fit="pad", crop=False, contrast="none")
-shard = (runtime.rank, runtime.processes)
-options = {"workers": 0, "seed": 3, "shard": shard}
-result = fit(
-    model, strategy, ClassificationTask.of(images, train),
-    make_loader(images, PREPROCESS, settings, batch_size=size, training=True, **options),
-    make_loader(held_out, PREPROCESS, settings, batch_size=2, training=False, **options),
-    run=RunDir.create(folder / "run", runtime.is_main), runtime=runtime, train=train, lr=1e-3, card=card(),
-    features_once=can_compute_once(strategy, train, "none"), say=lambda line: None,
-)
-if runtime.is_main:
-    torch.save({"weights": model.state_dict(), "history": result.history, "n": runtime.processes}, folder / "end.pt")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "lora", "linear"])
-def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path, kind: str) -> None:
-    """Eleven images: the last batch is short, and not the same length in both processes."""
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER.replace("TESTS", str(Path(__file__).parent)))
-    ends = []
-    for processes, size in ((1, 4), (2, 2)):
-        folder = tmp_path / str(processes)
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run([*launcher, str(script), kind, str(folder), str(size)], check=True, env=environment)
-        ends.append(torch.load(folder / "end.pt", weights_only=True))
-    assert [end["n"] for end in ends] == [1, 2]
-    assert ends[0]["weights"].keys() == ends[1]["weights"].keys()
-    for name, tensor in ends[0]["weights"].items():
-        torch.testing.assert_close(ends[1]["weights"][name], tensor, atol=2e-5, rtol=0, msg=name)
-    for one, two in zip(*(end["history"] for end in ends), strict=True):
-        for column in ("train_loss", "val_loss", "val_auroc_macro"):
-            assert two[column] == pytest.approx(one[column], abs=1e-5)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cyclopts import App, CycloptsError
 
-from eyetune import __version__
+from eyetune import __version__, processes
 from eyetune.errors import UserError
 from eyetune.files import WRITING_ERRORS, writing_failed
 from eyetune.interrupt import Interrupted, heeded
@@ -49,11 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0; 1: a check found problems; 2: the user can mend it; 130 and 143: ended by Ctrl-C or SIGTERM.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    processes.quieten()
     show_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     try:
         with heeded():
             result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+            processes.part()
     except (UserError, CycloptsError) as error:
         return _say(error, error.exit_code if isinstance(error, UserError) else UserError.exit_code, show_traceback)
     except OSError as error:
@@ -61,14 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _say(writing_failed(Path(error.filename or "the output"), error), UserError.exit_code, show_traceback)
     except KeyboardInterrupt as interrupt:
-        print(f"\neyetune: interrupted. {interrupt}".rstrip(), file=sys.stderr)
         ended = isinstance(interrupt, Interrupted) and interrupt.signum == signal.SIGTERM
-        return TERMINATED if ended else INTERRUPTED
+        said = f"\neyetune: interrupted. {interrupt}".rstrip()
+        return processes.fail(said, TERMINATED if ended else INTERRUPTED)
+    except Exception as error:
+        code = processes.crash(error)
+        if code is None:
+            raise
+        return code
     return result if isinstance(result, int) else 0
 
 
 def _say(error: Exception, exit_code: int, show_traceback: bool) -> int:
     if show_traceback:
         traceback.print_exception(error)
-    print(f"eyetune: {str(error).strip()}", file=sys.stderr)
-    return exit_code
+    return processes.fail(f"eyetune: {str(error).strip()}", exit_code)

@@ -41,7 +41,7 @@ class TrainConfig(Section):
     epochs: int = Field(default=20, ge=1)
     """Passes over the training images, at most."""
     batch_size: int = Field(default=32, ge=1)
-    """Images in one forward pass of one process."""
+    """Images in one forward pass of one process; a step learns from this times `accumulate` times the processes."""
     lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Highest learning rate, the head's. Not given: the strategy's own."""
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)

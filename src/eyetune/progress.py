@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
+from eyetune.processes import rank
+
 Item = TypeVar("Item")
 
 PIPE_SECONDS = (5.0, 30.0)
@@ -26,6 +28,9 @@ def meter(total: int | None, description: str, unit: str = "images") -> Iterator
         description: What is being done, such as "Drawing".
         unit: What is counted.
     """
+    if rank() > 0:  # all processes share one terminal
+        yield lambda done: None
+        return
     with (_bar if sys.stderr.isatty() else _lines)(total, description, unit) as update:
         yield update
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast, gather_object
 from torch import Tensor, nn
 
 from eyetune import __version__
@@ -33,6 +35,10 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
+
+#: A process that has waited this long for another gives up. Longer than a checkpoint of the largest network takes on a
+#: slow disk; a process that ends is noticed at once, whatever this says.
+ANSWER_WITHIN = timedelta(minutes=10)
 
 #: Packages whose versions decide a number; recorded in every run.
 PACKAGES = (
@@ -118,20 +124,26 @@ class Runtime:
         module = module.to(self.device)
         if self.processes == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
-        devices = [self.device] if self.device.type == "cuda" else None
-        # Pooling may leave a parameter (an unused norm, a class token) without gradient: that is not an error.
-        return nn.parallel.DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+        prepared: nn.Module = self.accelerator.prepare_model(module)
+        return prepared
 
-    @staticmethod
-    def unwrap(module: nn.Module) -> nn.Module:
-        """The module that :meth:`prepare` was given."""
-        return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+    def unwrap(self, module: nn.Module) -> nn.Module:
+        """The module that :meth:`prepare` was given, as it was."""
+        plain: nn.Module = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+        plain.__dict__.pop("forward", None)  # what is left of Accelerate's own autocast
+        self.accelerator.free_memory()  # it would keep every network it ever prepared
+        return plain
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the main one's buffers (the running statistics of batch norms), in place."""
+        if self.processes > 1:
+            broadcast(list(module.buffers()))
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of one part of an accumulated step: only the `last` part exchanges gradients."""
-        if last or not isinstance(module, nn.parallel.DistributedDataParallel):
+        if last or self.processes == 1:
             return contextlib.nullcontext()
-        silent: AbstractContextManager[None] = module.no_sync()
+        silent: AbstractContextManager[None] = self.accelerator.no_sync(module)
         return silent
 
     def backward(self, loss: Tensor) -> None:
@@ -150,18 +162,12 @@ class Runtime:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes, on the device, in every process."""
-        if self.processes == 1:
-            return value
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        return value
+        total: Tensor = self.accelerator.reduce(value, "sum")
+        return total
 
     def gather(self, value: T) -> list[T]:
         """What each process holds, in order of their ranks, in every process. `value` is any picklable CPU object."""
-        if self.processes == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.processes
-        torch.distributed.all_gather_object(gathered, value)
+        gathered: list[T] = gather_object([value])
         return gathered
 
     def any(self, flag: bool) -> bool:
@@ -339,7 +345,15 @@ def _accelerator(kind: str, mixed_precision: str) -> Accelerator:
     if AcceleratorState._shared_state:
         alone = PartialState().num_processes == 1
         AcceleratorState._reset_state(reset_partial_state=alone)
-    return Accelerator(cpu=kind == "cpu", mixed_precision=mixed_precision)
+    return Accelerator(
+        cpu=kind == "cpu",
+        mixed_precision=mixed_precision,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=ANSWER_WITHIN),
+            # Pooling may leave a parameter (an unused norm, a class token) without gradient: that is not an error.
+            DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True),
+        ],
+    )
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -280,7 +280,9 @@ class _Trainer:
                 raise obey("")
             if self.val_loader is None:
                 return Validation(None, {})
-            return self.task.validate(self.network, self.val_loader, self.runtime)
+            # Not through what wraps the network for training: processes may have different numbers of batches here.
+            self.runtime.share_buffers(self.model)
+            return self.task.validate(self._plain(), self.val_loader, self.runtime)
         except KeyboardInterrupt:
             with deferred():
                 self._save_part(trained)
@@ -423,6 +425,7 @@ class _Trainer:
         carry_over(old, self.optimizer)
         self.schedule.attach(self.optimizer)
         self.model.zero_grad(set_to_none=True)
+        self.runtime.unwrap(self.network)
         self._wrap()
 
     def _save_last(
@@ -460,16 +463,21 @@ class _Trainer:
 
     def _wrap(self) -> None:
         """The network that forward and backward run through; wrapped anew when other parameters train."""
-        network: nn.Module = FeatureHead(self.model) if self.on_features else self.model
+        network = self._plain()
         if self.train.compile:
             network.compile()
         self.network = self.runtime.prepare(network)
+
+    def _plain(self) -> nn.Module:
+        """The network on one process's part: images or, when they are computed once, features to logits."""
+        return FeatureHead(self.model) if self.on_features else self.model
 
     def _finished(self) -> bool:
         return bool(self.progress.stopped) or self.progress.epochs_done >= self.epochs
 
     def _finish(self) -> FitResult:
         progress = self.progress
+        self.runtime.unwrap(self.network)
         if progress.best_epoch is None:
             # Nothing to choose by: the last weights are the result.
             progress.best_epoch = progress.epochs_done - 1

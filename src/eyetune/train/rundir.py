@@ -256,6 +256,12 @@ class RunDir:
         """Write `environment.json` (see Runtime.describe)."""
         self._json("environment.json", environment)
 
+    def processes(self) -> int:
+        """How many processes began the run; 1 when it does not say."""
+        file = self.path / "environment.json"
+        found = _read_json(file).get("processes") if file.is_file() else None
+        return found if isinstance(found, int) and found > 0 else 1
+
     def write_load_report(self, report: Mapping[str, Any]) -> None:
         """Write `load_report.json`: checkpoint to network, key by key."""
         self._json("load_report.json", report)

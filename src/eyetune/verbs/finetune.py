@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from eyetune.config import Config
-from eyetune.errors import ConfigError
+from eyetune.errors import ConfigError, RunError
 from eyetune.flags import help_text, parse
 from eyetune.interrupt import Interrupted
 from eyetune.terminal import show
@@ -65,8 +65,8 @@ def finetune(config: Config) -> Run:
 
     runtime = Runtime(config.device, config.precision, config.seed)
     check_settings(config)
-    if runtime.is_main:
-        RunDir.check_free(config.out)
+    RunDir.check_free(config.out)
+    runtime.wait()  # all have looked before one makes it
     cache = Cache.of(config.data)
     manifest = prepare_data(config, cache)
     model, strategy = build_model(config, manifest.classes)
@@ -95,6 +95,7 @@ def resume(path: str | Path, *, previous: bool = False) -> Run:
     config = folder.read_config()
     runtime = Runtime(config.device, config.precision, config.seed)
     folder.main = runtime.is_main
+    config = share_batch(config, folder.processes(), runtime)
     with folder.in_use():
         with runtime.main_first():
             if previous:
@@ -107,6 +108,32 @@ def resume(path: str | Path, *, previous: bool = False) -> Run:
         if not begun:
             job.describe()
         return job.train(resumed=True)
+
+
+def share_batch(config: Config, before: int, runtime: Runtime) -> Config:
+    """The configuration of a run begun by `before` processes, for those that go on with it: as many images a step.
+
+    Raises RunError when these cannot share them evenly.
+    """
+    if before == runtime.processes:
+        return config
+    batch_size, accumulate = config.train.batch_size, config.train.accumulate
+    step = batch_size * accumulate * before
+    each, rest = divmod(step, runtime.processes)
+    if rest:
+        raise RunError(
+            f"the run was begun by {before} processes, {step} images a step; {runtime.processes} cannot share them "
+            f"evenly. Go on with {before}, or another number that divides {step}."
+        )
+    # No batch larger than what fitted before.
+    parts = next(parts for parts in range(1, each + 1) if each % parts == 0 and each // parts <= batch_size)
+    if runtime.is_main:
+        print(
+            f"begun by {before} processes, goes on with {runtime.processes}: train.batch_size {each // parts}, "
+            f"train.accumulate {parts}, {step} images a step as before (dropout and mixup draw otherwise)"
+        )
+    train = config.train.model_copy(update={"batch_size": each // parts, "accumulate": parts})
+    return config.model_copy(update={"train": train})
 
 
 def check_settings(config: Config) -> None:
