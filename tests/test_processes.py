@@ -86,8 +86,7 @@ def test_two_processes_are_one_run(eyes: Path, kind: str) -> None:
     two = eyetune(eyes, *options(f"{kind}-2", **more, **{"train.batch_size": 2}), count=2)
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     assert two.stdout.replace(f"{kind}-2", f"{kind}-1") == one.stdout
-    # One voice: the progress of each thing stands there once.
-    assert two.stderr.count("Checking images: 19/19") == 1
+    # One voice.
     assert two.stderr.count("epoch 1/2") == 1
 
     histories = [rows(eyes / f"{kind}-{n}" / "history.csv") for n in (1, 2)]
