@@ -259,7 +259,7 @@ class RunDir:
     def processes(self) -> int:
         """How many processes began the run; 1 when it does not say."""
         file = self.path / "environment.json"
-        found = _read_json(file).get("processes") if file.is_file() else None
+        found = read_json(file).get("processes") if file.is_file() else None
         return found if isinstance(found, int) and found > 0 else 1
 
     def write_load_report(self, report: Mapping[str, Any]) -> None:
