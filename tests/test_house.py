@@ -122,6 +122,7 @@ def test_no_function_beyond_a_hundred_lines() -> None:
         ["check", "model"],
         ["check", "memory"],
         ["check", "data"],
+        ["check", "loader"],
     ],
     ids=" ".join,
 )

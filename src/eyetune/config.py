@@ -106,6 +106,10 @@ class Config(Section):
     """Precision of matrix products; auto takes bf16 where the hardware multiplies it."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that read images; auto goes by the number of processors, 0 reads in the main process."""
+    prefetch: int = Field(default=2, ge=1)
+    """Batches that each reading process has ready in advance."""
+    pin_memory: bool | Literal["auto"] = "auto"
+    """Whether batches wait in memory that a GPU copies from directly; auto: when there is a CUDA device."""
 
     @property
     def learning_rate(self) -> float:

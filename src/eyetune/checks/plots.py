@@ -20,6 +20,7 @@ from eyetune.metrics.plots import (
 
 if TYPE_CHECKING:
     from eyetune.checks.gradients import Flow
+    from eyetune.checks.rates import Rate
     from eyetune.checks.scale import Scale
 
 
@@ -146,4 +147,28 @@ def picture_grid(
     if title:
         figure.suptitle(folded(title, 100), fontsize=11)
     figure.set_facecolor("white")
+    save_figure(figure, path)
+
+
+def loader_rates(rates: Sequence[Rate], need: float, own: int, path: Path, *, title: str = "") -> None:
+    """Draw images a second by worker count, from the cache and decoding, against what the training step takes."""
+    counts = sorted({rate.workers for rate in rates})
+    sources = list(dict.fromkeys(rate.source for rate in rates))
+    figure = new_figure(max(6.4, 1.2 * len(counts) + 3.0), 4.6)
+    axes = figure.add_subplot()
+    width = 0.8 / len(sources)
+    for number, source in enumerate(sources):
+        found = {rate.workers: rate.images or 0.0 for rate in reversed(rates) if rate.source == source}
+        shift = (number - (len(sources) - 1) / 2) * width
+        places = [place + shift for place, count in enumerate(counts) if count in found]
+        heights = [found[count] for count in counts if count in found]
+        bars = axes.bar(places, heights, width * 0.94, color=COLOURS[number], label=source)
+        axes.bar_label(bars, [f"{height:.0f}" for height in heights], padding=2, fontsize=8.5, color="#444444")
+    axes.axhline(need, color="#C00000", linewidth=1.8, label=f"the step takes {need:.0f}")
+    axes.margins(y=0.12)
+    axes.set_xticks(range(len(counts)), [f"{count}{chr(10)}(set)" if count == own else str(count) for count in counts])
+    axes.set(xlabel="Reading processes (workers)", ylabel="Images a second")
+    plain_axes(axes)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    finish_figure(figure, axes, title)
     save_figure(figure, path)

@@ -313,6 +313,8 @@ def make_loader(
     seed: int = 0,
     cache: Cache | None = None,
     shard: tuple[int, int] = (0, 1),
+    prefetch: int = 2,
+    pin_memory: bool | Literal["auto"] = "auto",
 ) -> Loader:
     """Batches for training (shuffled, augmented) or evaluation (in order, every record exactly once).
 
@@ -332,6 +334,8 @@ def make_loader(
         seed: of order and augmentation.
         cache: where prepared squares are kept, so that no photograph is decoded twice; None decodes in every epoch.
         shard: (this process, number of processes).
+        prefetch: batches that each loading process has ready in advance.
+        pin_memory: whether batches wait where a GPU copies from directly; "auto" = when there is a CUDA device.
 
     Raises UserError when `batch_size` exceeds the number of training images.
     """
@@ -358,7 +362,8 @@ def make_loader(
         collate_fn=_collate,
         worker_init_fn=_start_worker,
         persistent_workers=count > 0,
-        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=prefetch if count > 0 else None,
+        pin_memory=torch.cuda.is_available() if pin_memory == "auto" else pin_memory,
     )
     loader.batches = batches
     return loader

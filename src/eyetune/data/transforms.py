@@ -46,7 +46,7 @@ def train_transform(preprocess: Preprocess, augment: AugmentConfig, *, surround:
         return nn.Sequential(Fused(level_steps(augment, surround)), Normalise(preprocess))
     whole = v2.Compose(
         [
-            *_listed(augment),
+            *listed_steps(augment),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(list(preprocess.mean), list(preprocess.std), inplace=True),
         ]
@@ -212,7 +212,8 @@ def _known() -> dict[str, type[v2.Transform]]:
     }
 
 
-def _listed(entries: Sequence[str | dict[str, dict[str, Any]]]) -> list[v2.Transform]:
+def listed_steps(entries: Sequence[str | dict[str, dict[str, Any]]]) -> list[v2.Transform]:
+    """The transforms of a list in the configuration. Raises UserError for one that v2 does not have or take."""
     known = _known()
     built: list[v2.Transform] = []
     for entry in entries:
@@ -235,7 +236,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments.get("interpolation"), str):
         arguments["interpolation"] = InterpolationMode(arguments["interpolation"])
     if isinstance(arguments.get("transforms"), list | tuple):
-        arguments["transforms"] = _listed(arguments["transforms"])
+        arguments["transforms"] = listed_steps(arguments["transforms"])
     return arguments
 
 

@@ -40,7 +40,8 @@ app = App(name="check")
 _model = _app("model", "[--steps N] ", "--steps N: steps to overfit one batch in (100; 300 on frozen features).")
 _memory = _app("memory", "[--steps N] ", "--steps N: steps to look for growing memory in (100).")
 _data = _app("data", "")
-for _each in (_model, _memory, _data):
+_loader = _app("loader", "[--seconds N] ", "--seconds N: how long each setting is watched (3).")
+for _each in (_model, _memory, _data, _loader):
     app.command(_each)
 
 
@@ -99,6 +100,24 @@ def data(*words: Words) -> int:
     asked = _read(words, {})
     check_settings(asked.config)
     return _finish(check_data(asked.config, asked.out, say=_say, start=_start("data")), asked.out)
+
+
+@_loader.default
+def loader(*words: Words) -> int:
+    """What is slow? Images a second from the loader against the step's need, by workers, prefetch and pinning.
+
+    Times the training step, the loader with 0, 1, 2, 4, … processes (from the cache, and decoding), and every operation
+    on an image. Writes loader.json and loader.png.
+    """
+    from eyetune.checks.loader import check_loader
+    from eyetune.terminal import show
+
+    asked = _read(words, {"seconds": 1})
+    report, tables = check_loader(
+        _subject(asked.config), asked.out, seconds=asked.numbers.get("seconds"), say=_say, start=_start("loader")
+    )
+    show(tables[0], "* the configuration's number of workers\n", tables[1])
+    return _finish(report, asked.out)
 
 
 class _Asked:

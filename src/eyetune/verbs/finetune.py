@@ -330,4 +330,6 @@ class _Job:
             seed=config.seed,
             cache=self.cache,
             shard=(self.runtime.rank, self.runtime.processes),
+            prefetch=config.prefetch,
+            pin_memory=config.pin_memory,
         )
