@@ -29,12 +29,14 @@ app = App(
 app.command("eyetune.verbs.demo:command", name="demo", help="The whole way on built-in synthetic eyes, offline.")
 app.command("eyetune.verbs.finetune:app", name="finetune", help="Train, choose the best epoch, score the test split.")
 app.command("eyetune.verbs.evaluate:command", name="evaluate", help="Score one run on one or more datasets.")
+app.command("eyetune.verbs.embed:command", name="embed", help="Features of every image, for probes and retrieval.")
 app.command("eyetune.verbs.predict:command", name="predict", help="Files, folders or tables in; one row an image out.")
 app.command("eyetune.verbs.check:app", name="check", help="Does it learn, what fits, what is slow, is the data sound?")
 
-data = App(name="data", help="Before training: synthetic eyes, tables from DICOM headers.")
+data = App(name="data", help="Before training: synthetic eyes, tables from DICOM headers, the image cache.")
 data.command("eyetune.verbs.data:synth", name="synth", help="Draw a cohort of synthetic eyes with true labels.")
 data.command("eyetune.verbs.data:table", name="table", help="List photographs, with patient, eye and date from DICOM.")
+data.command("eyetune.verbs.data:cache", name="cache", help="Prepare photographs in advance; show or clear the cache.")
 app.command(data)
 
 models = App(name="models", help="The backbones, and what is inside a weights file.")

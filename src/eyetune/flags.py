@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -24,7 +25,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Workers = Annotated[int, Parameter(validator=Number(gte=0))] | Literal["auto"]
 BatchSize = Annotated[int, Parameter(validator=Number(gte=1))]
-NoCache = Annotated[bool, Parameter(negative=())]
+Switch = Annotated[bool, Parameter(negative=())]
 
 #: Short names for what people type most.
 SHORT = {
@@ -34,6 +35,15 @@ SHORT = {
 }
 
 _NUMBER = re.compile(r"-(\d|\.\d)")
+
+
+def table_and_images(word: str) -> tuple[str, Path | None]:
+    """`TABLE[:IMAGES]` -> (table, images)."""
+    if not Path(word).exists() and not word.startswith("hf:"):
+        table, colon, images = word.rpartition(":")
+        if colon and table:
+            return table, Path(images)
+    return word, None
 
 
 @dataclass(frozen=True)

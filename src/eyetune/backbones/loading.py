@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -32,7 +31,7 @@ def load(
     return Backbone(
         spec,
         network,
-        preprocess=replace(spec.preprocess, pixels=pixels),
+        preprocess=spec.preprocess_at(pixels),
         pool=pool,
         width=spec.pools[pool],
         report=report,

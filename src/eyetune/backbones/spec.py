@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -202,6 +202,10 @@ class BackboneSpec:
                 f"Nearest: {below} or {below + self.patch}; as published: {self.pixels}."
             )
         return pixels
+
+    def preprocess_at(self, pixels: int | None) -> Preprocess:
+        """The preprocessing at `pixels`, or the default size. Raises UserError as :meth:`check_pixels`."""
+        return replace(self.preprocess, pixels=self.check_pixels(pixels))
 
 
 BACKBONES: Registry[BackboneSpec] = Registry("backbone", "eyetune.backbones")

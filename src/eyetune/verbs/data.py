@@ -6,9 +6,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from eyetune.errors import DataError, UserError
+from eyetune.data.config import Contrast, DataConfig, Fit
+from eyetune.errors import DataError, UserError, listing
+from eyetune.flags import Switch, Workers
 from eyetune.progress import duration, meter
+
+if TYPE_CHECKING:
+    from eyetune.data.cache import Cache
+
+PROBLEMS_FOUND = 1
 
 
 def synth(
@@ -128,6 +136,93 @@ def table(folder: Path, *, out: Path) -> None:
             writer.writerow([name, header.patient, header.eye, header.date, error])
     said = f", {refused} whose header cannot be read (column error says why)" if refused else ""
     print(f"{len(found)} images, {read} of them DICOM with a header{said}: {out}")
+
+
+def cache(
+    *tables: str,
+    images: Path | None = None,
+    image_column: str | None = None,
+    backbone: str = "nano",
+    pixels: int | None = None,
+    crop: bool = True,
+    contrast: Contrast = "none",
+    fit: Fit | None = None,
+    folder: Path | None = None,
+    limit: float = 50.0,
+    workers: Workers = "auto",
+    info: Switch = False,
+    clear: Switch = False,
+) -> int:
+    """Prepare photographs in advance; show or clear what is kept. (Every verb fills the cache by itself.)
+
+    Exit code 1: some photographs cannot be read; they are named.
+
+    Args:
+        tables: Tables, class folders or hf:NAME.
+        images: Folder of the images that the tables name.
+        image_column: Column of the image names (default: the usual names).
+        backbone: Network to prepare for: it decides pixels and fit.
+        pixels: Side of the square (default: the backbone's own).
+        crop: Crop to the field of view.
+        contrast: none, clahe or ben-graham.
+        fit: pad or squash (default: as the backbone was trained).
+        folder: The cache folder (default: the user's).
+        limit: GiB the cache may take.
+        workers: Files at a time; auto chooses by the number of processors.
+        info: Show what is kept, and where.
+        clear: Delete everything that is kept.
+    """
+    from eyetune.data.cache import Cache
+
+    if clear and (tables or info):
+        raise UserError("--clear deletes everything that is kept: it goes with neither tables nor --info.")
+    kept = Cache.of(DataConfig(table="", cache=folder or True, cache_limit=limit))
+    assert kept is not None
+    if clear:
+        print(f"deleted {kept.clear() / 2**20:,.1f} MiB from {kept.store.folder}")
+        return 0
+    unreadable = 0
+    for table in tables:
+        config = DataConfig(
+            table=table,
+            images=images,
+            image_column=image_column,
+            crop=crop,
+            contrast=contrast,
+            fit=fit,
+            **dict.fromkeys(("label_column", "patient_column", "eye_column", "split_column"), "none"),
+        )
+        unreadable += _prepare(config, kept, backbone, pixels, workers)
+    if info or not tables:
+        _show(kept)
+    return PROBLEMS_FOUND if unreadable else 0
+
+
+def _prepare(config: DataConfig, kept: Cache, backbone: str, pixels: int | None, workers: Workers) -> int:
+    """Fill the cache with one table; say and return how many of its images cannot be read."""
+    from eyetune.backbones import find_spec
+    from eyetune.data.fundus import FundusSettings
+    from eyetune.data.loader import find_faults
+    from eyetune.data.records import open_manifest
+
+    settings = FundusSettings.of(config, find_spec(backbone).preprocess_at(pixels))
+    manifest = open_manifest(config, labels_required=False)
+    faults = find_faults(manifest, workers=workers, cache=kept, settings=settings)
+    bad = [f"{record.row}: {fault}" for record, fault in zip(manifest, faults, strict=True) if fault]
+    print(f"{config.table}: {len(manifest) - len(bad)} of {len(manifest)} images prepared, {settings.pixels} px")
+    if bad:
+        print(f"{len(bad)} cannot be read:\n{listing(bad)}")
+    return len(bad)
+
+
+def _show(kept: Cache) -> None:
+    from eyetune.data.store import Kind
+
+    found = kept.info()
+    print(f"{found.folder}: {found.bytes / 2**20:,.1f} MiB of at most {found.limit / 2**20:,.0f} MiB")
+    names = {Kind.SQUARE: "prepared images", Kind.FEATURES: "features of frozen backbones", Kind.FILE: "files known"}
+    for kind, name in names.items():
+        print(f"  {name}: {found.counts[kind]:,} ({found.sizes[kind] / 2**20:,.1f} MiB)")
 
 
 def _size(text: str) -> int | tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eyetune.config import Config
 from eyetune.errors import UserError
 from eyetune.files import atomic, write_json
-from eyetune.flags import Device, NoCache, Precision
+from eyetune.flags import Device, Precision, Switch
 from eyetune.progress import duration
 from eyetune.terminal import show
 from eyetune.verbs.data import synth
@@ -45,7 +45,7 @@ def command(
     seed: int = SEED,
     device: Device = "auto",
     precision: Precision = "auto",
-    no_cache: NoCache = False,
+    no_cache: Switch = False,
 ) -> None:
     """Adapt a small retinal model to DR grades on drawn eyes, and see how much of it another camera takes away.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from eyetune.errors import ConfigError, DataError
-from eyetune.flags import BatchSize, Device, NoCache, Precision, Workers
+from eyetune.flags import BatchSize, Device, Precision, Switch, Workers, table_and_images
 
 if TYPE_CHECKING:
     from eyetune.data.records import Manifest
@@ -33,7 +33,7 @@ def command(
     workers: Workers = "auto",
     batch_size: BatchSize = 32,
     weights: str | None = None,
-    no_cache: NoCache = False,
+    no_cache: Switch = False,
 ) -> None:
     """Score a run on datasets it was not trained on, next to its own test split.
 
@@ -137,8 +137,4 @@ def parse_dataset(word: str) -> tuple[str, tuple[str, Path | None]]:
     name, equals, rest = word.partition("=")
     if not (name and equals and rest):
         raise ConfigError(f"--data {word}: write NAME=TABLE or NAME=TABLE:IMAGES, as in --data messidor=messidor.csv.")
-    if not Path(rest).exists() and not rest.startswith("hf:"):
-        table, colon, images = rest.rpartition(":")
-        if colon and table:
-            return name, (table, Path(images))
-    return name, (rest, None)
+    return name, table_and_images(rest)

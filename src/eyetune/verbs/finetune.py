@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated
@@ -165,8 +165,7 @@ def prepare_data(config: Config, cache: Cache | None = None, *, splits: Path | N
     from eyetune.data.records import open_manifest
     from eyetune.data.splits import read_splits, split
 
-    spec = find_spec(config.model.backbone)
-    preprocess = replace(spec.preprocess, pixels=spec.check_pixels(config.model.pixels))
+    preprocess = find_spec(config.model.backbone).preprocess_at(config.model.pixels)
     manifest = check_readable(
         open_manifest(config.data),
         config.data.skip_unreadable,

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from eyetune.errors import DataError, UserError
 from eyetune.files import atomic
-from eyetune.flags import BatchSize, Device, NoCache, Precision, Workers
+from eyetune.flags import BatchSize, Device, Precision, Switch, Workers
 
 if TYPE_CHECKING:
     from eyetune.data.record import Record
@@ -40,7 +40,7 @@ def command(
     workers: Workers = "auto",
     batch_size: BatchSize = 32,
     weights: str | None = None,
-    no_cache: NoCache = False,
+    no_cache: Switch = False,
 ) -> int:
     """Predict photographs with a run: class and probabilities, one row an image.
 
