@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -233,3 +234,24 @@ def test_nothing_readable_is_an_error_in_any_case(tmp_path: Path) -> None:
     found = manifest([replace(record, image=tmp_path / record.name) for record in records([0, 1])])
     with pytest.raises(DataError, match="none of the 2 images can be read"):
         check_readable(found, True)
+
+
+def test_batches_go_through_pipes_where_shared_memory_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = photographs(tmp_path, 10)
+    usual = loading(found, workers=2)
+    need = 2 * 2 * 3 * (4 * 3 * 32 * 32 * 4)
+    for free, expected in ((need, usual.collate_fn), (need - 1, room._collate_for_pipes)):
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert loading(found, workers=2).collate_fn is expected
+        assert loading(found, workers=0).collate_fn is usual.collate_fn
+    small = loading(found, workers=2)
+    assert capsys.readouterr().err.count("--shm-size") == 1
+    for number in (0, 1):
+        one, two = epoch(usual, number), epoch(small, number)
+        assert one[0] == two[0]
+        assert torch.equal(one[1], two[1])
+    found[3].image.write_bytes(b"")
+    with pytest.raises(DataError, match="an empty file"):
+        list(loading(found, workers=2, training=False))

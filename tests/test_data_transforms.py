@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from data_kit import PREPROCESS, fundus
+from torchvision.transforms import v2
 
 from eyetune.data.fundus import FundusSettings, prepare
-from eyetune.data.transforms import batch_mixing, eval_transform, train_transform
+from eyetune.data.transforms import Fused, batch_mixing, eval_transform, level_steps, train_transform
 from eyetune.errors import UserError
 
 SQUARE = torch.from_numpy(prepare(fundus(), FundusSettings(32))).permute(2, 0, 1).contiguous()
@@ -110,3 +112,63 @@ def test_mixing(mixup: float, cutmix: float) -> None:
 
 def test_no_mixing() -> None:
     assert batch_mixing(0.0, 0.0, 4) is None
+
+
+# The levels against torchvision's own, the slow and obvious way.
+
+
+def steps(level: str, fill: float) -> list[v2.Transform]:
+    """A level without noise, whose draws follow the order in memory."""
+
+    def noise(step: v2.Transform) -> bool:
+        return isinstance(step, v2.RandomApply) and isinstance(step.transforms[0], v2.GaussianNoise)
+
+    return [step for step in level_steps(level, fill) if not noise(step)]
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (97, 97), (60, 91)], ids=str)
+@pytest.mark.parametrize(("level", "fill"), [("light", 0), ("medium", 0), ("medium", 128), ("strong", 0)])
+def test_a_level_is_what_torchvision_makes_of_it(level: str, fill: int, shape: tuple[int, int]) -> None:
+    """On a picture in the middle of the range, where nothing is clipped between two changes of colour."""
+    smooth = cv2.GaussianBlur(np.random.default_rng(0).normal(0, 1, (*shape, 3)), (0, 0), 4)
+    picture = torch.from_numpy((100 + 25 * smooth / smooth.std()).clip(70, 130).astype(np.uint8)).permute(2, 0, 1)
+    if level == "medium" and not fill:
+        picture[:, 20:40, 10:50] = 75  # an edge, so that a shift by half a pixel would show
+    fused, reference = Fused(steps(level, fill)), v2.Compose(steps(level, fill / 255))
+    white = torch.full((*shape, 3), 255, dtype=torch.uint8).permute(2, 0, 1)
+    for seed in range(40):
+        torch.manual_seed(seed)
+        # Where the picture ends within a pixel torchvision fades it twice: that rim is left out.
+        cover = Fused(steps(level, 0)[:3])(white)[0].numpy()
+        rim = torch.from_numpy(cv2.dilate(((cover > 0) & (cover < 255)).astype(np.uint8), np.ones((7, 7))) > 0)
+        torch.manual_seed(seed)
+        made = fused(picture).float()
+        drawn = torch.rand(1)
+        torch.manual_seed(seed)
+        # In floating point: on bytes the reference cuts off what is behind the point in each of its steps.
+        expected = reference(picture.float() / 255) * 255
+        assert torch.equal(torch.rand(1), drawn)  # as many draws
+        difference = (made - expected).abs()[:, ~rim]
+        assert difference.mean() < 0.6
+        assert difference.max() < 4
+
+
+def test_a_level_changes_neither_its_input_nor_needs_its_layout() -> None:
+    view = torch.from_numpy(prepare(fundus(), FundusSettings(32))).permute(2, 0, 1)
+    before = view.clone()
+    transform = train_transform(PREPROCESS, "strong")
+    for seed in range(8):
+        torch.manual_seed(seed)
+        one = transform(view)
+        torch.manual_seed(seed)
+        two = transform(view.contiguous())
+        assert torch.equal(one, two)
+        assert one.is_contiguous()
+    assert torch.equal(view, before)
+
+
+def test_what_a_level_cannot_carry_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="hue"):
+        Fused([v2.ColorJitter(hue=0.2)])(SQUARE)
+    with pytest.raises(ValueError, match="shear"):
+        Fused([v2.RandomAffine(0, shear=(5, 6))])(SQUARE)

@@ -15,6 +15,7 @@ from eyetune.adapt.classifier import Classifier
 from eyetune.adapt.strategy import Strategy
 from eyetune.backbones.backbone import BACKBONES, Backbone, Preprocess
 from eyetune.config import TrainConfig
+from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.loader import Loader, make_loader
 from eyetune.data.record import Record
@@ -63,11 +64,27 @@ def photographs(folder: Path, count: int, start: int = 0) -> Manifest:
     return Manifest(tuple(records), ("no", "yes"), "t.csv")
 
 
-def loader(manifest: Manifest, *, training: bool, batch_size: int = 4, augment: str = "none", seed: int = 0) -> Loader:
+def loader(
+    manifest: Manifest,
+    *,
+    training: bool,
+    batch_size: int = 4,
+    augment: str = "none",
+    seed: int = 0,
+    cache: Cache | None = None,
+) -> Loader:
     """The manifest's loader, without worker processes."""
     settings = FundusSettings(pixels=PIXELS, fit="pad", crop=False, contrast="none")
     return make_loader(
-        manifest, PREPROCESS, settings, batch_size=batch_size, training=training, augment=augment, workers=0, seed=seed
+        manifest,
+        PREPROCESS,
+        settings,
+        batch_size=batch_size,
+        training=training,
+        augment=augment,
+        workers=0,
+        seed=seed,
+        cache=cache,
     )
 
 
@@ -98,6 +115,7 @@ def fit_tiny(
     augment: str = "none",
     resume: bool = False,
     features_once: bool = False,
+    cache: Cache | None = None,
     lr: float = 1e-3,
     dropout: float = 0.1,
     **train: Any,
@@ -110,8 +128,8 @@ def fit_tiny(
         model,
         strategy,
         task,
-        loader(train_manifest, training=True, batch_size=settings.batch_size, augment=augment),
-        None if val_manifest is None else loader(val_manifest, training=False),
+        loader(train_manifest, training=True, batch_size=settings.batch_size, augment=augment, cache=cache),
+        None if val_manifest is None else loader(val_manifest, training=False, cache=cache),
         run=run,
         runtime=Runtime("cpu", precision, seed=3),
         train=settings,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
+import shutil
 import signal
 import sys
 import weakref
@@ -37,6 +39,8 @@ Batch = dict[str, torch.Tensor]
 Workers = int | Literal["auto"]
 
 _MOST_WORKERS = 8
+_SHARED = "/dev/shm"  # noqa: S108 - where Linux keeps shared memory
+
 _TINY = 64
 """Below this many images starting processes costs more than it saves."""
 
@@ -235,7 +239,7 @@ class Loader(DataLoader[Batch]):
                 self._iterator = None
                 del batches
                 raise DataError(batch["error"])
-            yield batch
+            yield {name: torch.as_tensor(values) for name, values in batch.items()}
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -247,6 +251,41 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         "target": torch.tensor([sample["target"] for sample in samples], dtype=torch.int64),
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
     }
+
+
+def _collate_for_pipes(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """As :func:`_collate`, in arrays: tensors would travel through shared memory."""
+    batch = _collate(samples)
+    return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+_PREFETCH = 2
+"""Batches that each worker prepares ahead: DataLoader's own number."""
+
+
+def _fits_shared_memory(batch_bytes: int, workers: int) -> bool:
+    """Whether the batches on their way fit twice into what is left of the shared memory; if not, that is said, once.
+
+    Containers often have 64 MiB of it, and going over that kills a worker with a bus error.
+    """
+    if not workers or not os.path.isdir(_SHARED):
+        return True
+    need = batch_bytes * workers * (_PREFETCH + 1)
+    free = shutil.disk_usage(_SHARED).free
+    if 2 * need <= free:
+        return True
+    _say_small(f"{free / 2**20:,.0f} MiB", f"{2 * need / 2**20:,.0f} MiB")
+    return False
+
+
+@functools.cache
+def _say_small(free: str, need: str) -> None:
+    print(
+        f"eyetune: {_SHARED} has {free} left and batches on their way may need {need}: they go through pipes, a little "
+        "slower. In a container more can be had, as with docker run --shm-size=1g.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 @contextlib.contextmanager
@@ -346,6 +385,7 @@ def make_loader(
             f"{most}."
         )
     count = choose_workers(workers, len(manifest), processes=shard[1])
+    batch_bytes = min(batch_size, len(manifest)) * 3 * settings.pixels**2 * torch.float32.itemsize
     dataset = make_dataset(manifest, preprocess, settings, training=training, augment=augment, seed=seed, cache=cache)
     batches = EpochBatches(
         manifest.labels,
@@ -359,7 +399,7 @@ def make_loader(
         dataset,
         batch_sampler=batches,
         num_workers=count,
-        collate_fn=_collate,
+        collate_fn=_collate if _fits_shared_memory(batch_bytes, count * shard[1]) else _collate_for_pipes,
         worker_init_fn=_start_worker,
         persistent_workers=count > 0,
         prefetch_factor=prefetch if count > 0 else None,

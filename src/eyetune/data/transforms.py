@@ -178,7 +178,7 @@ def _disturb(pixels: Photo, step: v2.Transform) -> Photo:
     return noisy
 
 
-def level_steps(level: str, fill: int) -> list[v2.Transform]:
+def level_steps(level: str, fill: float) -> list[v2.Transform]:
     """What a level does, as torchvision.transforms.v2; `fill` 0..255 where the picture is moved away."""
     flips: list[v2.Transform] = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
     bilinear = InterpolationMode.BILINEAR

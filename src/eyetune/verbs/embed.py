@@ -48,7 +48,7 @@ def command(
         source: A configuration (its backbone, its data), or a run folder (the backbone as it was adapted).
         out: File to write, .safetensors; the CSV goes beside it.
         data: TABLE or TABLE:IMAGES (default: the data of the configuration or run).
-        image_column: Column of the image names (default: as configured, or the usual names).
+        image_column: Column of the image names (default: the usual names; without --data, as configured).
         label_column: Column of the labels, if any (default: likewise).
         skip_unreadable: Leave out images that cannot be read, and say which.
         device: auto, cpu, cuda or mps.
@@ -69,7 +69,8 @@ def command(
     config = found.config
     if data is not None:
         table, images = table_and_images(data)
-        config = config.model_copy(update={"table": table, "images": images, "split_column": "none"})
+        usual = dict.fromkeys(("image_column", "label_column", "patient_column", "eye_column", "split_column"))
+        config = config.model_copy(update={**usual, "table": table, "images": images, "classes": None})
     columns = {"image_column": image_column, "label_column": label_column}
     config = config.model_copy(update={name: column for name, column in columns.items() if column is not None})
     manifest = check_readable(
@@ -97,9 +98,8 @@ def command(
     for note in manifest.notes:
         print(note)
     _write(out, features.numpy(), manifest, found)
-    print(
-        f"{out}: features float32[{features.shape[0]}, {features.shape[1]}]; {out.with_suffix('.csv')} names the rows"
-    )
+    rows, width = features.shape
+    print(f"{out}: features float32[{rows}, {width}]; {out.with_suffix('.csv')} says which row is which image")
 
 
 @dataclass(frozen=True)
