@@ -272,7 +272,8 @@ def test_scores_have_the_shape_of_metrics_json() -> None:
     sample = outcomes(60, 5, 0)
     targets = sample.targets.copy()
     targets[:10] = -1
-    found = score(predictions(sample, GRADES, targets=targets, patients=[f"p{i // 3}" for i in range(59)] + [None]))
+    patients = [f"p{i // 3}" for i in range(59)] + [None]
+    found = score(predictions(sample, GRADES, targets=targets, patients=patients), resamples=0)
     assert (found["n"], found["unlabelled"], found["classes"]) == (50, 10, list(GRADES))
     assert found["patients"] == len({i // 3 for i in range(10, 59)})
     assert list(found["metrics"]) == list(NAMES)
@@ -403,7 +404,8 @@ def test_better_knows_the_direction_and_the_undefined() -> None:
 def test_generalization_is_positive_when_worse_outside() -> None:
     inside, outside = outcomes(300, 5, 0, skill=3), outcomes(300, 5, 0, skill=1)
     lonely = certain([2, 2], [2, 2], 5)
-    scores = {name: score(predictions(s, GRADES)) for name, s in {"test": inside, "b": outside, "one": lonely}.items()}
+    sides = {"test": inside, "b": outside, "one": lonely}
+    scores = {name: score(predictions(s, GRADES), resamples=0) for name, s in sides.items()}
     found = generalization("test", scores)
     assert found["reference"] == "test"
     assert list(found["external"]) == ["b", "one"]

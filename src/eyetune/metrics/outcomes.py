@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,7 +55,21 @@ class Outcomes:
     @cached_property
     def curves(self) -> tuple[Curve, ...]:
         """K curves, each class against the rest."""
-        return tuple(Curve.of(self.targets == k, self.probabilities[:, k]) for k in range(self.num_classes))
+        return tuple(ranking.curve() for ranking in self.rankings)
+
+    def curve_from(self, k: int) -> Curve:
+        """The curve of class >= k against less, by the summed probability of the classes >= k; for 1 <= k < K."""
+        return self.upward[k].curve()
+
+    @cached_property
+    def rankings(self) -> tuple[Ranking, ...]:
+        """K rankings, each class against the rest."""
+        return tuple(Ranking.of(self.targets == k, self.probabilities[:, k]) for k in range(self.num_classes))
+
+    @cached_property
+    def upward(self) -> Mapping[int, Ranking]:
+        """The ranking of class >= k against less, by k in 1..K-1, sorted when first asked for."""
+        return _Upward(self)
 
     @cached_property
     def precision(self) -> Floats:
@@ -93,6 +108,82 @@ class Outcomes:
 
 
 @dataclass(frozen=True, eq=False)
+class Resample(Outcomes):
+    """Images of other outcomes, each as often as a resampling drew it. What was sorted once is not sorted again.
+
+    Args:
+        base: the outcomes drawn from.
+        counts: int64[N], >= 0: how often each image was drawn.
+    """
+
+    base: Outcomes
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, base: Outcomes, counts: NDArray[np.int64]) -> Resample:
+        """The images of `base`, image i `counts[i]` times."""
+        rows = np.repeat(np.arange(len(base)), counts)
+        drawn = cls(base.targets[rows], base.probabilities[rows], base, counts)
+        drawn.__dict__["predicted"] = base.predicted[rows]
+        return drawn
+
+    @cached_property
+    def curves(self) -> tuple[Curve, ...]:
+        """K curves, each class against the rest."""
+        return tuple(ranking.curve(self.counts) for ranking in self.base.rankings)
+
+    def curve_from(self, k: int) -> Curve:
+        """The curve of class >= k against less."""
+        return self.base.upward[k].curve(self.counts)
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """N images sorted by falling score.
+
+    Args:
+        order: int64[N], the images.
+        positive: bool[N], their truth, in that order.
+        last_of_equals: int64[M], where each run of equal scores ends.
+        thresholds: float64[M + 1]: +inf, then the different scores, falling.
+    """
+
+    order: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+    last_of_equals: NDArray[np.int64]
+    thresholds: Floats
+
+    @classmethod
+    def of(cls, positive: NDArray[np.bool_], scores: Floats) -> Ranking:
+        """The ranking of `scores` float64[N] for the truth `positive` bool[N]."""
+        order = np.argsort(-scores, kind="stable")
+        falling = scores[order]
+        last_of_equals = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)) if len(scores) else order
+        return cls(order, positive[order], last_of_equals, np.concatenate([[np.inf], falling[last_of_equals]]))
+
+    def curve(self, counts: NDArray[np.int64] | None = None) -> Curve:
+        """The curve, each image counted once, or as often as `counts` int64[N] (in the images' own order) says."""
+        drawn = np.ones_like(self.order) if counts is None else counts[self.order]
+        hits = np.cumsum(drawn * self.positive)[self.last_of_equals]
+        called = np.cumsum(drawn)[self.last_of_equals]
+        start = np.zeros(1, dtype=np.int64)
+        return Curve(self.thresholds, np.concatenate([start, hits]), np.concatenate([start, called - hits]))
+
+
+class _Upward(dict[int, Ranking]):
+    """Rankings of the upper classes against the lower ones, made when they are first looked up."""
+
+    def __init__(self, outcomes: Outcomes) -> None:
+        super().__init__()
+        self.outcomes = outcomes
+
+    def __missing__(self, k: int) -> Ranking:
+        outcomes = self.outcomes
+        self[k] = Ranking.of(outcomes.targets >= k, outcomes.probabilities[:, k:].sum(axis=1))
+        return self[k]
+
+
+@dataclass(frozen=True, eq=False)
 class Curve:
     """Hits and false alarms as the threshold falls through the scores.
 
@@ -108,19 +199,6 @@ class Curve:
     thresholds: Floats
     hits: NDArray[np.int64]
     alarms: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, positive: NDArray[np.bool_], scores: Floats) -> Curve:
-        """The curve of `scores` float64[N] for the truth `positive` bool[N]."""
-        order = np.argsort(-scores, kind="stable")
-        falling = scores[order]
-        last_of_equals = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)) if len(scores) else order
-        hits = np.cumsum(positive[order])[last_of_equals]
-        return cls(
-            thresholds=np.concatenate([[np.inf], falling[last_of_equals]]),
-            hits=np.concatenate([[0], hits]),
-            alarms=np.concatenate([[0], last_of_equals + 1 - hits]),
-        )
 
     @property
     def defined(self) -> bool:
@@ -150,7 +228,7 @@ class Curve:
         """Area under the precision-recall curve in steps, without interpolation; NaN without positives."""
         if not self.hits[-1]:
             return float("nan")
-        precision = self.hits[1:] / (self.hits[1:] + self.alarms[1:])
+        precision = ratio(self.hits[1:], self.hits[1:] + self.alarms[1:], otherwise=0.0)
         return float((np.diff(self.hits) * precision).sum() / self.hits[-1])
 
 

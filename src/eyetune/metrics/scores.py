@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from eyetune.metrics.intervals import LEVEL, RESAMPLES, Clusters, difference, intervals
 from eyetune.metrics.outcomes import Curve, Floats, Outcomes
 from eyetune.metrics.predictions import Predictions
 from eyetune.registry import Registry
@@ -238,7 +239,7 @@ def referable_sensitivity_at_95_specificity(outcomes: Outcomes) -> float:
 
 def referable_curve(outcomes: Outcomes) -> Curve:
     """The curve of grade >= 2 against less, for outcomes in the five grades."""
-    return Curve.of(outcomes.targets >= REFERABLE_GRADE, _referable_probability(outcomes))
+    return outcomes.curve_from(REFERABLE_GRADE)
 
 
 def _referable_probability(outcomes: Outcomes) -> Floats:
@@ -342,17 +343,27 @@ def better(name: str, a: float | None, b: float | None) -> bool:
 # --- the scores of a table ---------------------------------------------------------------------------------------
 
 
-def score(predictions: Predictions, *, graded: bool | None = None, ordered: bool | None = None) -> dict[str, Any]:
+def score(
+    predictions: Predictions,
+    *,
+    graded: bool | None = None,
+    ordered: bool | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
     """The scores of a table of predictions, as they stand in metrics.json under `datasets.NAME`.
 
     Args:
         predictions: the table; rows with an unknown target are left out and counted in `unlabelled`.
         graded: the classes are the five grades of diabetic retinopathy; None = by :func:`is_graded_dr`.
         ordered: the order of the classes means something; None = by :func:`is_ordered`.
+        resamples: how many the intervals rest on; 0 computes none.
+        seed: of the resampling.
 
     Returns:
         `n` (images scored), `unlabelled`, `patients` (different ones; None when no row names one), `classes`,
-        `metrics` {name: {"value": x, "ci": [None, None]}}, `per_class` {class: {precision, recall (= sensitivity),
+        `metrics` {name: {"value": x, "ci": [low, high]}}, `intervals` (how they came about: see
+        :mod:`eyetune.metrics.intervals`), `per_class` {class: {precision, recall (= sensitivity),
         specificity, f1, auroc, auprc, support}}, `confusion_matrix` (rows = truth), and for grades `referable`
         (from which grade, at which threshold). A value that is not defined is None, with its `reason`; a mean over
         classes that had to leave some out has a `note` that names them. JSON-serialisable, without NaN.
@@ -364,20 +375,21 @@ def score(predictions: Predictions, *, graded: bool | None = None, ordered: bool
     ordered = graded or (is_ordered(classes) if ordered is None else ordered)
     known = predictions.labelled()
     outcomes = Outcomes(known.targets, known.probabilities)
+    metrics = {
+        name: _entry(entry, outcomes, classes, ordered) for name, entry in METRICS if entry.scope != "graded" or graded
+    }
     patients = {patient for patient in known.patients if patient is not None}
     result: dict[str, Any] = {
         "n": len(known),
         "unlabelled": len(predictions) - len(known),
         "patients": len(patients) or None,
         "classes": list(classes),
-        "metrics": {
-            name: _entry(entry, outcomes, classes, ordered)
-            for name, entry in METRICS
-            if entry.scope != "graded" or graded
-        },
+        "metrics": metrics,
         "per_class": _per_class(outcomes, classes),
         "confusion_matrix": outcomes.confusion.tolist(),
     }
+    if resamples and len(known):
+        result["intervals"] = _add_intervals(metrics, outcomes, known.patients, resamples, seed)
     if graded:
         result["referable"] = {"grade_at_least": REFERABLE_GRADE, "threshold": REFERABLE_THRESHOLD}
     return result
@@ -395,6 +407,40 @@ def _entry(entry: Metric, outcomes: Outcomes, classes: Sequence[str], ordered: b
     if entry.macro and absent:
         result["note"] = f"the mean leaves out classes without examples: {', '.join(absent)}"
     return result
+
+
+def _add_intervals(
+    metrics: Mapping[str, dict[str, Any]],
+    outcomes: Outcomes,
+    patients: Sequence[str | None],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Put an interval to every metric that has a value; returns what the intervals are."""
+    clusters = Clusters.of(patients, outcomes.targets)
+    functions = {name: _or_none(METRICS.get(name)) for name, entry in metrics.items() if entry["value"] is not None}
+    for name, found in intervals(outcomes, clusters, functions, resamples=resamples, seed=seed).items():
+        if found is None:
+            metrics[name]["ci_reason"] = "too many resamples leave it without a value"
+        else:
+            metrics[name]["ci"] = found
+    return {
+        "level": LEVEL,
+        "method": "bias-corrected percentile bootstrap, stratified by class",
+        "unit": clusters.unit,
+        "resamples": resamples,
+        "seed": seed,
+    }
+
+
+def _or_none(entry: Metric) -> Callable[[Outcomes], float | None]:
+    def value(outcomes: Outcomes) -> float | None:
+        try:
+            return entry(outcomes)
+        except Undefined:
+            return None
+
+    return value
 
 
 def _per_class(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
@@ -426,9 +472,10 @@ def generalization(
         externals: the datasets to hold against it; None = all others in `scores`.
 
     Returns:
-        {"reference": name, "external": {dataset: {metric: {"value": gap, "ci": [None, None]}}}}. The gap is in the
+        {"reference": name, "external": {dataset: {metric: {"value": gap, "ci": [low, high]}}}}. The gap is in the
         metric's own units and positive when the external dataset is worse, whichever direction is better; None,
-        with a `reason`, where one side has no value.
+        with a `reason`, where one side has no value. Its interval follows from those of the two sides, whose patients
+        must be different ones.
     """
     names = [name for name in scores if name != reference] if externals is None else list(externals)
     inside = scores[reference]["metrics"]
@@ -451,7 +498,9 @@ def _gap(name: str, inside: Mapping[str, Any], outside: Mapping[str, Any]) -> di
     for side, entry in sides.items():
         if entry["value"] is None:
             return result | {"reason": f"{side}: {entry.get('reason', 'no value')}"}
-    drop = inside["value"] - outside["value"]
-    result["value"] = drop if METRICS.get(name).higher_is_better else -drop
+    first, second = (inside, outside) if METRICS.get(name).higher_is_better else (outside, inside)
+    result["value"] = first["value"] - second["value"]
+    if None not in (*first["ci"], *second["ci"]):
+        result["ci"] = difference(first["value"], first["ci"], second["value"], second["ci"])
     notes = [f"{side}: {entry['note']}" for side, entry in sides.items() if "note" in entry]
     return result | ({"note": "; ".join(notes)} if notes else {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -54,7 +54,10 @@ def headline_metrics(classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def scores_table(content: Mapping[str, Any]) -> Table:
-    """The datasets of metrics.json as a table: a row a dataset with the headline metrics, then the gaps outside."""
+    """The datasets of metrics.json as a table: a row a dataset with the headline metrics, then the gaps outside.
+
+    The metric that chose the epoch has its 95% interval beside it.
+    """
     datasets = content["datasets"]
     classes = tuple(next(iter(datasets.values()))["classes"])
     names = [
@@ -62,15 +65,30 @@ def scores_table(content: Mapping[str, Any]) -> Table:
     ]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("dataset")
+    primary = primary_metric(classes)
     for column in ("images", "patients", *names):
         table.add_column(column.replace("_", " "), justify="right")
+        if column == primary:
+            table.add_column("95% interval")
     for dataset, found in datasets.items():
-        shown = [_number(_value(found, name)) for name in names]
-        table.add_row(dataset, str(found["n"]), str(found["patients"] or "-"), *shown)
+        cells = _cells(found["metrics"], names, primary)
+        table.add_row(dataset, str(found["n"]), str(found["patients"] or "-"), *cells)
     for dataset, gaps in content.get("generalization", {}).get("external", {}).items():
-        shown = [_number(gaps.get(name, {}).get("value"), signed=True) for name in names]
-        table.add_row(f"lost on {dataset}", "", "", *shown, style="italic")
+        table.add_row(f"lost on {dataset}", "", "", *_cells(gaps, names, primary, signed=True), style="italic")
     return table
+
+
+def _cells(
+    metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str], primary: str, signed: bool = False
+) -> list[str]:
+    cells = []
+    for name in names:
+        entry = metrics.get(name, {})
+        cells.append(_number(entry.get("value"), signed))
+        if name == primary:
+            low, high = entry.get("ci") or (None, None)
+            cells.append("-" if low is None else f"{_number(low, signed)} to {_number(high, signed)}")
+    return cells
 
 
 def _number(value: float | None, signed: bool = False) -> str:
