@@ -16,8 +16,9 @@ from eyetune.adapt.strategy import RateGroup
 from eyetune.config import TrainConfig
 from eyetune.errors import ConfigError, UserError
 from eyetune.runtime import Runtime
+from eyetune.train import steps
 from eyetune.train.optim import Schedule, build_optimizer
-from eyetune.train.steps import train_epoch
+from eyetune.train.steps import EpochStopped, train_epoch
 from eyetune.train.task import ClassificationTask, predict
 
 CLASSES = ("0", "1", "2")
@@ -318,3 +319,94 @@ def test_prediction_gives_each_image_once_in_order_in_float32() -> None:
     assert found.logits.dtype == torch.float32
     with torch.no_grad():
         torch.testing.assert_close(found.logits, backbone.eval()(images), atol=0.05, rtol=0.05)
+
+
+class Spoilt(ClassificationTask):
+    """The loss of every batch in `bad` (from 0) is NaN."""
+
+    bad: tuple[int, ...] = ()
+    seen = 0
+
+    def loss(self, network: nn.Module, batch: dict[str, Any]) -> Tensor:
+        self.seen += 1
+        return super().loss(network, batch) * (math.nan if self.seen - 1 in self.bad else 1.0)
+
+
+def spoilt(bad: tuple[int, ...], model: nn.Module, sizes: list[int], **options: Any) -> Any:
+    images, targets = (whole[: sum(sizes)] for whole in data(8))
+    optimizer = build_optimizer([RateGroup("all", list(model.parameters()), 1.0, True)], 1e-2, 0.0)
+    task = Spoilt(CLASSES, TrainConfig(), names=[f"eye{i}.png" for i in range(sum(sizes))])
+    task.bad = bad
+    return train_epoch(
+        model,
+        task,
+        Given(images, targets, sizes),
+        optimizer=optimizer,
+        schedule=Schedule(optimizer, "constant", 10, 0),
+        runtime=Runtime("cpu", "fp32"),
+        batch_size=max(sizes),
+        **options,
+    )
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("lag", [0, 1], ids=["CPU", "as on CUDA"])
+@pytest.mark.parametrize("bad", [0, 1, 3])
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(
+    monkeypatch: pytest.MonkeyPatch, lag: int, bad: int
+) -> None:
+    """With a lag, the kernel of the optimizer leaves the step out, and one more step is taken before it is noticed."""
+    monkeypatch.setattr(steps, "_lag", lambda runtime: lag)
+    model, expected = network(), network()
+    with pytest.raises(UserError, match=f"diverged at batch {bad + 1}: the loss is nan") as caught:
+        spoilt((bad,), model, [2, 2, 2, 2])
+    assert [f"eye{n}.png" in str(caught.value) for n in range(8)] == [n // 2 == bad for n in range(8)]
+    assert bool(weights(model).isfinite().all())
+    if lag == 0 and bad:
+        spoilt((), expected, [2] * bad)
+        torch.testing.assert_close(weights(model), weights(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lag", [0, 1], ids=["CPU", "as on CUDA"])
+def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(monkeypatch: pytest.MonkeyPatch, lag: int) -> None:
+    """As if the batches had not been there, but for the schedule; the mean loss is that of the others."""
+    monkeypatch.setattr(steps, "_lag", lambda runtime: lag)
+    model, expected = network(), network()
+    found = spoilt((2, 3), model, [2, 2, 2, 2], skip_nonfinite=True)
+    reference = spoilt((), expected, [2, 2])
+    assert (found.skipped, found.images, reference.skipped) == (2, 4, 0)
+    assert found.loss == reference.loss
+    torch.testing.assert_close(weights(model), weights(expected), rtol=0, atol=0)
+
+
+def test_a_skipped_batch_leaves_no_trace_in_batch_norm() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.BatchNorm1d(3))
+    images, targets = data(6)
+    images[2:4] = math.nan
+    run(model, images, targets, [2, 2, 2], skip_nonfinite=True)
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+def test_one_bad_batch_spoils_its_whole_step() -> None:
+    with pytest.raises(UserError, match="diverged at batch 2") as caught:
+        spoilt((1,), network(), [2, 2, 2, 2], accumulate=2)
+    assert "eye3.png" in str(caught.value)
+    assert "eye1.png" not in str(caught.value)
+    assert spoilt((1,), network(), [2, 2, 2, 2], accumulate=2, skip_nonfinite=True).skipped == 1
+
+
+def test_an_epoch_without_a_finite_loss_is_no_epoch() -> None:
+    with pytest.raises(UserError, match="no step of the epoch had a finite loss"):
+        spoilt((0, 1), network(), [2, 2], skip_nonfinite=True)
+
+
+def test_no_state_is_given_out_before_its_losses_were_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_lag", lambda runtime: 1)
+    with pytest.raises(UserError, match="diverged at batch 2"):
+        spoilt((1,), network(), [2, 2, 2], stop=iter([False, True, True]).__next__)
+    with pytest.raises(EpochStopped) as caught:
+        spoilt((2,), network(), [2, 2, 2], stop=iter([False, True]).__next__)
+    assert caught.value.state.batches == 2

@@ -30,6 +30,7 @@ torch.set_num_threads(1)
 
 PIXELS = 32
 PREPROCESS = Preprocess(pixels=PIXELS, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), fit="pad")
+SETTINGS = FundusSettings(pixels=PIXELS, fit="pad", crop=False, contrast="none")
 
 
 def tiny_backbone(seed: int = 0) -> Backbone:
@@ -74,11 +75,10 @@ def loader(
     cache: Cache | None = None,
 ) -> Loader:
     """The manifest's loader, without worker processes."""
-    settings = FundusSettings(pixels=PIXELS, fit="pad", crop=False, contrast="none")
     return make_loader(
         manifest,
         PREPROCESS,
-        settings,
+        SETTINGS,
         batch_size=batch_size,
         training=training,
         augment=augment,
