@@ -11,13 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from train_kit import photographs
 
 from eyetune import processes
 from eyetune.config import Config
-from eyetune.errors import RunError
+from eyetune.errors import ConfigError, RunError
 from eyetune.runtime import Runtime
-from eyetune.verbs.finetune import share_batch
+from eyetune.verbs.finetune import check_split, share_batch
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 #: The folders of a command under test hold nothing but what it wrote.
@@ -75,7 +77,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "lora", "linear", "gradual"])
+@pytest.mark.parametrize("kind", ["lora", "linear", "gradual"])
 def test_two_processes_are_one_run(eyes: Path, kind: str) -> None:
     more: dict[str, object] = {"adapt.kind": kind, "train.accumulate": 2}
     if kind == "lora":
@@ -227,16 +229,74 @@ def test_a_run_goes_on_with_another_number_of_processes(
             assert float(second[column]) == pytest.approx(float(first[column]), abs=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_split_over_processes_it_trains_to_the_same(
+    eyes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """FSDP, killed and resumed, against one process that holds everything and was left alone."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    chosen: dict[str, object] = {"adapt.kind": kind, "train.accumulate": 2}
+    if kind == "lora":
+        chosen["adapt.dropout"] = 0
+    whole = eyetune(eyes, *options(f"whole-{kind}", **chosen, **{"train.batch_size": 4}))
+    assert whole.returncode == 0, whole.stderr
+    split = options(f"split-{kind}", **chosen, **{"train.batch_size": 2, "train.fsdp": "true"})
+    for name, value in {"FAULT": "killed", "CALL": "5"}.items():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    killed = eyetune(eyes, *split, count=2, script=script)
+    assert killed.returncode != 0
+    assert killed.stderr.count("epoch 1/2") == 1, killed.stderr
+    monkeypatch.setitem(ENVIRONMENT, "FAULT", "")
+    resumed = eyetune(eyes, "finetune", "--resume", f"split-{kind}", count=2)
+    assert resumed.returncode == 0, resumed.stderr
+    folders = [eyes / f"{name}-{kind}" for name in ("whole", "split")]
+    for first, second in zip(*(rows(folder / "history.csv") for folder in folders), strict=True):
+        for column in ("train_loss", "val_loss"):
+            assert float(second[column]) == pytest.approx(float(first[column]), abs=2e-5)
+    for name in ("model", "optimizer"):
+        kept = [load_file(folder / "checkpoints" / "last" / f"{name}.safetensors") for folder in folders]
+        assert kept[0].keys() == kept[1].keys()
+        for key, tensor in kept[0].items():
+            torch.testing.assert_close(kept[1][key], tensor, atol=2e-4, rtol=0, msg=key)
+    scores = [rows(folder / "predictions" / "test.csv") for folder in folders]
+    assert [row["image"] for row in scores[1]] == [row["image"] for row in scores[0]]
+    # What one process wrote, another reads: the run is one like any other.
+    assert eyetune(eyes, "predict", f"split-{kind}", "images/1.png").returncode == 0
+    adapters = [{p.name for p in (folder / "adapter").rglob("*")} for folder in folders]
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "processes", "message"),
+    [
+        ({}, 1, "this is one. Start them with torchrun"),
+        ({"adapt": {"kind": "gradual"}}, 2, "not with adapt.kind gradual"),
+        ({"adapt": {"kind": "linear"}}, 2, "not with adapt.kind linear"),
+        ({"train": {"fsdp": True, "compile": True}}, 2, "not with train.compile"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(more: dict[str, object], processes: int, message: str) -> None:
+    content = {"data": {"table": "t.csv"}, "adapt": {"kind": "full"}, "train": {"fsdp": True}} | more
+    config = Config.parse(content, check_files=False)
+    with pytest.raises(ConfigError, match=message):
+        check_split(config, config.adapt.build(), Here(processes))
+
+
+class Here(Runtime):
+    """One of several processes, of which nothing else is real."""
+
+    def __init__(self, processes: int) -> None:
+        self.count = processes
+        self.precision = "fp32"
+
+    processes = property(lambda self: self.count)  # type: ignore[assignment]
+    is_main = property(lambda self: False)  # type: ignore[assignment]
+
+
 def test_a_step_keeps_its_images_whoever_shares_them() -> None:
     config = Config.parse({"data": {"table": "t.csv"}, "train": {"batch_size": 6, "accumulate": 2}}, check_files=False)
-
-    class Here(Runtime):
-        def __init__(self, processes: int) -> None:
-            self._count = processes
-
-        processes = property(lambda self: self._count)  # type: ignore[assignment]
-        is_main = property(lambda self: False)  # type: ignore[assignment]
-
     for before in (1, 2, 3):
         for now in (1, 2, 3, 4):
             after = share_batch(config, before, Here(now)).train

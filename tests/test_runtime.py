@@ -11,8 +11,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from train_kit import PREPROCESS
 
 from eyetune import config, runtime
+from eyetune.backbones import load_backbone
+from eyetune.backbones.backbone import BACKBONES, Backbone
 from eyetune.errors import UserError
 from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
 
@@ -115,3 +118,24 @@ def test_batches_move_whole() -> None:
     assert moved["name"] == "x"
     assert moved["image"].device.type == "cpu"
     assert isinstance(moved["nested"], list)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "kind"),
+    [
+        ("nano", 6, "Block"),
+        ("resnet26", 8, "Bottleneck"),
+        ("swin_tiny_patch4_window7_224", 12, "SwinTransformerBlock"),
+        ("convnext_atto", 12, "ConvNeXtBlock"),
+        ("efficientnet_lite0", 14, "InvertedResidual"),
+    ],
+)
+def test_blocks_are_what_a_network_repeats(name: str, count: int, kind: str) -> None:
+    blocks = load_backbone(name, "random").blocks()
+    assert len(blocks) >= count, len(blocks)
+    assert {type(block).__name__ for block in blocks} == {kind}
+
+
+def test_a_network_that_repeats_nothing_has_no_blocks() -> None:
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+    assert Backbone(BACKBONES.get("nano"), plain, preprocess=PREPROCESS, pool="cls", width=4).blocks() == []

@@ -72,9 +72,12 @@ class TrainConfig(Section):
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
-    """torch.compile the network: slower to start, faster afterwards."""
+    """torch.compile the network, block by block: slower to start, faster afterwards."""
     skip_nonfinite: bool = False
     """Leave out and count steps whose loss or gradient is NaN or infinite, as happens in fp16, instead of stopping."""
+    fsdp: bool = False
+    """Split parameters, gradients and optimizer state over the processes of torchrun: for networks too large for one
+    device (full and lora)."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
     wandb: bool = False

@@ -107,8 +107,9 @@ class Runtime:
         context: AbstractContextManager[None] = self.accelerator.autocast()
         return context
 
-    def place(self, module: Module) -> Module:
-        """`module` on the device, its attention computed the way that is fastest there; returned for convenience.
+    def place(self, module: Module, move: bool = True) -> Module:
+        """`module` on the device (without `move`, where it is), its attention computed the way that is fastest there;
+        returned for convenience.
 
         On a processor in bf16 two plain matrix products beat PyTorch's fused kernel (by two or three times, see
         docs/benchmarks.md); everywhere else the fused one is faster and leaner.
@@ -117,15 +118,40 @@ class Runtime:
         for part in module.modules():
             if isinstance(getattr(part, "fused_attn", None), bool):  # timm's attention layers
                 part.fused_attn = fused  # type: ignore[assignment]
-        return module.to(self.device)
+        return module.to(self.device) if move else module
 
     def prepare(self, module: nn.Module) -> nn.Module:
         """`module` on the device and, with several processes, wrapped so that gradients are averaged over them."""
+        if hasattr(module, "unshard"):
+            return module  # split: it averages its gradients itself
         module = module.to(self.device)
         if self.processes == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
         prepared: nn.Module = self.accelerator.prepare_model(module)
         return prepared
+
+    def shard(self, module: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        """Split every parameter of `module` over the processes, in place: FSDP2 ("fully sharded data parallel").
+
+        Each of `blocks` is gathered when it computes and split again behind it; so are its gradients, and whatever an
+        optimizer made afterwards keeps. Parameters become DTensors: see :func:`whole` and :func:`alike`. All processes
+        take part in every forward pass from now on (:meth:`lockstep`).
+        """
+        # Not through Accelerate's plugin: it knows FSDP on accelerators only, and what is not tried on two processors
+        # would never be tried here. This is the call it makes itself.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.processes,))
+        for part in [*blocks, module]:
+            fully_shard(part, mesh=mesh)
+
+    def lockstep(self, network: nn.Module, batches: int) -> int:
+        """Before `batches` forward passes of `network`, in every process: how many more of anything to do after them.
+
+        Not 0 only where the network is split and another process has more batches, which could not go on alone.
+        """
+        return max(self.gather(batches)) - batches if hasattr(network, "unshard") else 0
 
     def unwrap(self, module: nn.Module) -> nn.Module:
         """The module that :meth:`prepare` was given, as it was."""
@@ -141,7 +167,8 @@ class Runtime:
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of one part of an accumulated step: only the `last` part exchanges gradients."""
-        if last or self.processes == 1:
+        # Split, it keeps no whole gradient to wait with: that is what does not fit.
+        if last or self.processes == 1 or hasattr(module, "unshard"):
             return contextlib.nullcontext()
         silent: AbstractContextManager[None] = self.accelerator.no_sync(module)
         return silent
@@ -253,6 +280,23 @@ def check_torch(version: str) -> None:
         raise UserError(
             f"PyTorch {version} is too old: reading weights is safe from 2.10 on (pip install -U torch torchvision)."
         )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """`tensor`, gathered from all processes where it is split over them: then all have to call this."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def alike(tensor: Tensor, target: Tensor) -> Tensor:
+    """`tensor`, the same in all processes, split as `target` is; as it was where that is not split."""
+    placements = getattr(target, "placements", None)
+    if placements is None:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = target.device_mesh  # type: ignore[attr-defined]
+    return distribute_tensor(tensor.to(target.device), mesh, placements, src_data_rank=None)
 
 
 def choose_device(name: str) -> str:

@@ -154,6 +154,8 @@ class Linear(Strategy):
 class Full(Strategy):
     """Everything, each layer group at `layer_decay` times the rate of the group above it."""
 
+    shardable = True
+
     def __init__(self, config: FullConfig) -> None:
         self.config = config
         self.layer_decay = config.layer_decay

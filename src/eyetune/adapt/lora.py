@@ -96,6 +96,8 @@ class LoraConfig(StrategyConfig):
 class Lora(Strategy):
     """Adapters and head train; the backbone is frozen and in eval mode, except for the dropout of the adapters."""
 
+    shardable = True
+
     def __init__(self, config: LoraConfig) -> None:
         self.config = config
         self.layer_decay = config.layer_decay

@@ -135,6 +135,9 @@ class Strategy(ABC):
     """With a frozen backbone: this many augmented views of each image stand for its augmentation, and the loop computes
     their features once; 0 augments anew in every epoch."""
 
+    shardable: bool = False
+    """Whether the parameters may be split over processes (`train.fsdp`): what trains must stay the same throughout."""
+
     layer_decay: float = 1.0
     """The rate of each layer group over that of the group above it; the head is the top, at 1."""
 
@@ -207,9 +210,14 @@ class Strategy(ABC):
         return True
 
     def checkpoint(self, model: Classifier) -> dict[str, Tensor]:
-        """Copies of the tensors that training changes, buffers included, under their names in the model."""
+        """Copies of the tensors that training changes, buffers included, under their names in the model.
+
+        Whole ones, also where the model is split over processes; all of these must then ask.
+        """
+        from eyetune.runtime import whole
+
         return {
-            name: tensor.detach().clone().contiguous()
+            name: whole(tensor.detach()).clone().contiguous()
             for name, tensor in model.state_dict().items()
             if self.saved(model, name)
         }
@@ -236,6 +244,8 @@ def load_audited(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what:
     """
     import torch
 
+    from eyetune.runtime import alike
+
     faults = [f"missing: {name}" for name in own if name not in tensors]
     faults += [f"unexpected: {name}" for name in tensors if name not in own]
     for name, tensor in tensors.items():
@@ -255,7 +265,7 @@ def load_audited(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what:
         )
     with torch.no_grad():
         for name, target in own.items():
-            target.copy_(tensors[name])
+            target.copy_(alike(tensors[name], target))
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

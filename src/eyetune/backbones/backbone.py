@@ -84,6 +84,11 @@ class Backbone(nn.Module):
         """
         return layer_groups(self.network)
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks of the network, in its order: what is compiled once for all, and split block by block.
+        Empty for a network that repeats nothing."""
+        return _blocks(self.network)
+
     def fingerprint(self) -> str:
         """SHA-256 over the names, dtypes, shapes and bytes of the network's tensors, in order of name.
 
@@ -112,6 +117,16 @@ class Backbone(nn.Module):
     def extra_repr(self) -> str:
         """What `print(backbone)` says before the network."""
         return f"{self.spec.name}, pool={self.pool}, width={self.width}, pixels={self.preprocess.pixels}"
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The children of sequences of two or more modules of one class with layers of their own; the innermost such."""
+    children = list(module.children())
+    inner = [block for child in children for block in _blocks(child)]
+    if inner or not isinstance(module, nn.Sequential | nn.ModuleList) or len(children) < 2:
+        return inner
+    alike = len({type(child) for child in children}) == 1
+    return children if alike and all(any(child.children()) for child in children) else []
 
 
 def layer_groups(network: nn.Module) -> list[LayerGroup]:

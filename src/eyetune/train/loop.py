@@ -33,6 +33,7 @@ from eyetune.train.task import SMALLER_FORWARD, Batches, Task, Validation, enoug
 if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
     from eyetune.adapt.strategy import Strategy
+    from eyetune.backbones.backbone import Backbone
     from eyetune.config import TrainConfig
     from eyetune.data.loader import Loader
     from eyetune.runtime import Runtime
@@ -168,7 +169,7 @@ class _Trainer:
                 "validation split. Use cosine or constant, or keep some images for validation (data.val)."
             )
         last = self.run.load_last() if resume else None
-        self.runtime.place(self.model)
+        self.runtime.place(self.model, move=not self.train.fsdp)
         if self.train.grad_checkpointing:
             self.model.backbone.set_grad_checkpointing(True)
         if last is not None:
@@ -446,9 +447,9 @@ class _Trainer:
             "part": part,
         }
         self.run.save_last(
-            self.strategy.checkpoint(self.model) if self.run.main else {},
+            self.strategy.checkpoint(self.model) if self.run.main or self.train.fsdp else {},
             self.card.at(epoch, self.task.metric, value),
-            state_tensors(self.optimizer, self.model) if self.run.main else {},
+            state_tensors(self.optimizer, self.model) if self.run.main or self.train.fsdp else {},
             state,
             random=random,
             gradients=gradients,
@@ -457,15 +458,22 @@ class _Trainer:
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _build(self, steps: int) -> None:
-        self.optimizer = build_optimizer(self.strategy.groups(self.model), self.lr, self.train.weight_decay)
+        groups = self.strategy.groups(self.model)
+        if self.train.fsdp:
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            self.runtime.shard(self.model, self.model.backbone.blocks())
+            split = dict(self.model.named_parameters())
+            for group in groups:
+                group.parameters = [split[names[parameter]] for parameter in group.parameters]
+        self.optimizer = build_optimizer(groups, self.lr, self.train.weight_decay)
         self.schedule = build_schedule(self.optimizer, self.train, epochs=self.epochs, steps_per_epoch=steps)
         self._wrap()
 
     def _wrap(self) -> None:
         """The network that forward and backward run through; wrapped anew when other parameters train."""
         network = self._plain()
-        if self.train.compile:
-            network.compile()
+        if self.train.compile and not self.on_features:
+            compile_network(self.model.backbone)
         self.network = self.runtime.prepare(network)
 
     def _plain(self) -> nn.Module:
@@ -553,6 +561,14 @@ class _Trainer:
         if trained.skipped and self.train.skip_nonfinite:
             parts.append(f"{trained.skipped} steps left out")
         self.say("  ".join([*parts, f"lr {rates}", f"{row['images_per_second']:.1f} images/s"]))
+
+
+def compile_network(backbone: Backbone) -> None:
+    """torch.compile, block by block: the blocks are alike, so that one is compiled for all of them, in a fraction of
+    the time (docs/benchmarks.md). A network that repeats nothing is compiled whole. Batches may differ in size: the
+    shorter last one of an epoch, and those of validation, are one more compilation, not one each."""
+    for part in backbone.blocks() or [backbone.network]:
+        part.compile()
 
 
 def _read_progress(state: dict[str, Any], run: RunDir) -> Progress:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from eyetune.runtime import alike, whole
+
 if TYPE_CHECKING:
     from eyetune.adapt.strategy import RateGroup
     from eyetune.config import TrainConfig
@@ -183,10 +185,11 @@ def build_schedule(
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors, `<parameter name>|<entry>`: no pickle is needed."""
+    """The optimizer's state as flat, whole tensors, `<parameter name>|<entry>`: no pickle is needed. All processes must
+    ask where `model` is split over them."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}|{entry}": torch.as_tensor(value).detach().cpu().contiguous()
+        f"{names[parameter]}|{entry}": whole(torch.as_tensor(value).detach()).cpu().contiguous()
         for parameter, entries in optimizer.state.items()
         for entry, value in entries.items()
     }
@@ -215,7 +218,8 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tenso
         # AdamW keeps the step count in float32: on the parameter's device when fused, else on the CPU.
         fused = any(group.get("fused") for group in optimizer.param_groups)
         device = parameter.device if entry != "step" or fused else torch.device("cpu")
-        optimizer.state[parameter][entry] = tensor.to(device, copy=True)
+        copy = tensor.to(device, copy=True)
+        optimizer.state[parameter][entry] = copy if entry == "step" else alike(copy, parameter.detach())
     if cut := [name for name, count in entries.items() if count < len(_ENTRIES)]:
         raise ValueError(f"optimizer state of {cut[0]!r} is not whole")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from eyetune.errors import UserError, listing
 from eyetune.progress import meter
+from eyetune.runtime import whole
 from eyetune.train.optim import Schedule, rates
 from eyetune.train.task import Batches, Task, enough_memory
 
@@ -213,7 +214,7 @@ class _Steps:
         elif self.in_step != self.nominal:
             for gradient in gradients:
                 gradient.mul_(self.nominal / self.in_step)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         if self.clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
         bad = ((shared[2] > 0) | ~norm.isfinite()).float()

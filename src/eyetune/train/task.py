@@ -138,6 +138,8 @@ def predict(
 
     def run(update: Any) -> None:
         done = 0
+        missing = runtime.lockstep(network, len(loader)) if isinstance(loader, Sized) else 0
+        image: Tensor | None = None
         for batch in loader:
             on_device = runtime.to_device(batch)
             with torch.no_grad(), runtime.autocast():
@@ -146,8 +148,14 @@ def predict(
             parts["logits"].append(logits.float())
             parts["index"].append(batch["index"])
             parts["target"].append(batch["target"])
+            image = on_device.get("image")
             done += len(batch["index"])
             update(done * runtime.processes)
+        if missing and image is None:
+            raise UserError("train.fsdp: there are fewer images to predict than processes. Start fewer processes.")
+        for _ in range(missing):
+            with torch.no_grad(), runtime.autocast():
+                network(image[:1] if image is not None else None)
 
     with enough_memory(SMALLER_FORWARD):
         if show:

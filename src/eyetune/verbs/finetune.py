@@ -65,6 +65,7 @@ def finetune(config: Config) -> Run:
 
     runtime = Runtime(config.device, config.precision, config.seed)
     check_settings(config)
+    check_split(config, config.adapt.build(), runtime)
     RunDir.check_free(config.out)
     runtime.wait()  # all have looked before one makes it
     cache = Cache.of(config.data)
@@ -95,6 +96,7 @@ def resume(path: str | Path, *, previous: bool = False) -> Run:
     config = folder.read_config()
     runtime = Runtime(config.device, config.precision, config.seed)
     folder.main = runtime.is_main
+    check_split(config, config.adapt.build(), runtime)
     config = share_batch(config, folder.processes(), runtime)
     with folder.in_use():
         with runtime.main_first():
@@ -134,6 +136,22 @@ def share_batch(config: Config, before: int, runtime: Runtime) -> Config:
         )
     train = config.train.model_copy(update={"batch_size": each // parts, "accumulate": parts})
     return config.model_copy(update={"train": train})
+
+
+def check_split(config: Config, strategy: Strategy, runtime: Runtime) -> None:
+    """Raise ConfigError where `train.fsdp` cannot do what it says."""
+    if not config.train.fsdp:
+        return
+    if runtime.processes == 1:
+        raise ConfigError(
+            "train.fsdp: splits the network over several processes, and this is one. Start them with torchrun "
+            "--nproc_per_node=N -m eyetune finetune …, or leave train.fsdp out."
+        )
+    if not strategy.shardable:
+        raise ConfigError(f"train.fsdp: not with adapt.kind {config.adapt.kind}. Use full or lora, or leave it out.")
+    for name, wrong in (("precision fp16", runtime.precision == "fp16"), ("train.compile", config.train.compile)):
+        if wrong:
+            raise ConfigError(f"train.fsdp: not with {name}. Leave one of them out.")
 
 
 def check_settings(config: Config) -> None:
@@ -254,7 +272,7 @@ class _Job:
         """Train, then score `val` and `test` with the best epoch."""
         from eyetune.train.features import can_compute_once
         from eyetune.train.loop import fit
-        from eyetune.train.run import Run
+        from eyetune.train.run import Run, rebuild
         from eyetune.train.task import ClassificationTask
 
         config = self.config
@@ -275,7 +293,11 @@ class _Job:
             settings=config.model_dump(mode="json"),
         )
         card = card.at(fitted.best_epoch, fitted.metric, fitted.best_value)
-        run = Run(self.folder, self.model, self.strategy, card, self.runtime, cache=self.cache)
+        model, strategy = self.model, self.strategy
+        if config.train.fsdp:  # to predict, it fits whole, and nothing of it has to wait for other processes
+            model, strategy = rebuild(self.folder.load_best(fitted.best_epoch), self.folder.path)
+            self.runtime.place(model)
+        run = Run(self.folder, model, strategy, card, self.runtime, cache=self.cache)
         try:
             self.score(run, fitted)
         except KeyboardInterrupt as interrupt:
@@ -301,7 +323,7 @@ class _Job:
         content = add_scores(self.folder, tables)
         if not self.folder.main:
             return
-        self.strategy.write_artifacts(self.model, self.folder.path)
+        run.strategy.write_artifacts(run.model, self.folder.path)
         plots.learning_curves(fitted.history, self.folder.plot_file("learning_curves"), metric=fitted.metric)
         chosen = "" if fitted.best_value is None else f", {fitted.metric} {fitted.best_value:.3f} on validation"
         print(f"best epoch: {fitted.best_epoch + 1} of {fitted.epochs}{chosen}")
