@@ -166,6 +166,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "tiff tile of 1 GB": lambda: _change(
         tiff_tags(64, 5, 256), (322, 4, 1, 30_000), (323, 4, 1, 30_000), (324, 4, 1, 8), (325, 4, 1, 256)
     ),
+    "tiff tile of one side": lambda: _change(tiff_tags(64, 5, 256), (322, 4, 1, 16_807_221), (324, 4, 1, 8)),
     "bigtiff huge": lambda: tiff(tiff_tags(HUGE, bytes_here=256).values(), bytes(256), big=True),
     "bigtiff entries": lambda: tiff(tiff_tags(64).values(), bytes(256), big=True, entries=1 << 60),
     "bmp huge": lambda: bmp(HUGE),

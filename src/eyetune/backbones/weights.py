@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import math
 import pickle
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 
 _ZIP, _PICKLE, _GIT_LFS = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
 _HEAD_BYTES = 4096
-_SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes: the format's own
+_LARGEST_INDEX = 10_000_000
+"""Bytes of what describes the tensors, the pickle or the header of safetensors: a thousand tensors take 200,000. Larger
+ones would take minutes to work through."""
+_MOST_OPERATIONS = 1_000_000
 _POSITION = "pos_embed"
 
 
@@ -50,7 +55,7 @@ class Checkpoint:
 
     def containers(self) -> dict[str, dict[str, Tensor]]:
         """Every mapping of tensors in the file, by dotted path; the file itself is the path `""`."""
-        return dict(_find_containers(self.content, ""))
+        return dict(_find_containers(self.content, "", set()))
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,8 @@ def open_checkpoint(path: Path | str, *, where: str = "") -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         raise WeightsError(f"{path} is a folder. Give the checkpoint file inside it.")
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{path} is a pipe or a device, not a file.")
     try:
         with open(path, "rb") as stream:
             head = stream.read(_HEAD_BYTES)
@@ -168,6 +175,7 @@ def open_checkpoint(path: Path | str, *, where: str = "") -> Checkpoint:
     elif _starts_safetensors(head):
         content, kind = _open_safetensors(path), "safetensors"
     elif head.startswith(_PICKLE):
+        _refuse_bombs(path, _leading_pickles(path))
         content, kind = _torch_load(path, mmap=False), "torch (before 1.6)"
     else:
         raise WeightsError(f"{path} is not a checkpoint: neither a torch file nor safetensors. {_AGAIN}")
@@ -202,14 +210,26 @@ def _refuse_impostors(path: Path, head: bytes) -> None:
 
 def _starts_safetensors(head: bytes) -> bool:
     """Eight bytes that give a plausible length, then the JSON header."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER_LIMIT
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_INDEX
 
 
 def _open_zip(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            # torch.save never compresses. A compressed entry may unpack to a thousand times the file; so may entries
+            # that share their bytes.
+            unpacks = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if unpacks or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise WeightsError(
+                    f"{path} was not opened: it is packed, and could unpack to any size. Unpack it first."
+                )
+            pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+            if sum(entry.file_size for entry in pickles) > _LARGEST_INDEX:
+                raise WeightsError(f"{path} was not opened: it describes its tensors in far too many words.")
+            described = b"".join(archive.read(entry) for entry in pickles)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise WeightsError(f"{path} is cut short: a torch file whose end is missing. {_AGAIN}") from error
     if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
         raise WeightsError(
@@ -218,7 +238,45 @@ def _open_zip(path: Path) -> Any:
         )
     if not any(name.endswith("data.pkl") for name in names):
         raise WeightsError(f"{path} is a zip archive without a torch checkpoint inside. Unpack it first.")
+    _refuse_bombs(path, described)
     return _torch_load(path, mmap=True)
+
+
+def _refuse_bombs(path: Path, pickles: bytes) -> None:
+    """Refuse pickles that ask for memory or time without measure by means that run no code, so that torch allows them:
+    `bytearray(10**12)`, a codec whose time grows with the square of the text, marks without end."""
+    named = b"bytearray" in pickles or (b"_codecs" in pickles and (b"punycode" in pickles or b"idna" in pickles))
+    operations = 0
+    if not named and len(pickles) > _MOST_OPERATIONS:
+        with contextlib.suppress(Exception):  # damaged: said when it is loaded
+            operations = sum(1 for _ in itertools.islice(pickletools.genops(pickles), _MOST_OPERATIONS + 1))
+    if named or operations > _MOST_OPERATIONS:
+        raise WeightsError(
+            f"{path} was not opened: it is a pickle that asks for memory or time without measure. Weights need none "
+            "of that."
+        )
+
+
+def _leading_pickles(path: Path) -> bytes:
+    """The pickles at the start of a file from before torch 1.6 (its head, its content, its keys), or of a bare pickle.
+
+    Raises WeightsError when they do not end within bounds.
+    """
+    with open(path, "rb") as stream:
+        try:
+            for _ in range(5):
+                start = stream.tell()
+                if not stream.read(1):
+                    break
+                stream.seek(start)
+                for number, _ in enumerate(pickletools.genops(stream)):
+                    if number > _MOST_OPERATIONS or stream.tell() > _LARGEST_INDEX:
+                        raise WeightsError(f"{path} was not opened: it describes its tensors in far too many words.")
+            end = stream.tell()
+        except (ValueError, IndexError, UnicodeDecodeError, OverflowError, MemoryError) as error:
+            raise WeightsError(f"{path} is cut short or damaged, or not a torch checkpoint. {_AGAIN}") from error
+        stream.seek(0)
+        return stream.read(end)
 
 
 def _torch_load(path: Path, *, mmap: bool) -> Any:
@@ -236,7 +294,8 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
                 "torch.save(model.state_dict(), …)."
             ) from error
         raise WeightsError(f"{path} is cut short or damaged, or not a torch checkpoint. {_AGAIN}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AssertionError, OSError, IndexError, TypeError) as error:
+    # Besides its own, what Python raises for operations that do not fit each other or their values.
+    except Exception as error:
         raise WeightsError(f"{path} is cut short or damaged ({_first_line(error)}). {_AGAIN}") from error
 
 
@@ -287,14 +346,19 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is cut short or damaged ({_first_line(error)}). {_AGAIN}") from error
 
 
-def _find_containers(content: Mapping[str, Any], path: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _find_containers(
+    content: Mapping[str, Any], path: str, seen: set[int], depth: int = 0
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(dotted path, tensors) of every mapping that holds tensors under names; optimizer state has none."""
+    if id(content) in seen:  # a small file may hold one mapping a million times
+        return
+    seen.add(id(content))
     here = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     if here:
         yield path, here
     for key, value in content.items():
         if isinstance(key, str) and isinstance(value, Mapping) and depth < 2 and not _TRAINING_STATE.match(key):
-            yield from _find_containers(value, f"{path}.{key}" if path else key, depth + 1)
+            yield from _find_containers(value, f"{path}.{key}" if path else key, seen, depth + 1)
 
 
 _TRAINING_STATE = re.compile(r"optim|sched|scaler|lr_|loss|amp|args|config|hyper|callbacks|loops", re.IGNORECASE)

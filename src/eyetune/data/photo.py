@@ -195,9 +195,12 @@ def _check_alone(image: Image.Image) -> None:
 
 
 def _check_tiles(image: Image.Image) -> None:
+    """Refuse a TIFF by its tiles: one is decoded whole, and of its two sides either may be left out."""
     tags = getattr(image, "tag_v2", {})
-    width, height = (tags.get(tag) for tag in _TILE_SIZE)
-    if isinstance(width, int) and isinstance(height, int) and width * height > _LARGEST_TILE:
+    width, height = (tags.get(tag, side) for tag, side in zip(_TILE_SIZE, image.size, strict=True))
+    if not (isinstance(width, int) and isinstance(height, int)):
+        raise _Refused("damaged (tiles without a size)")
+    if any(tag in tags for tag in _TILE_SIZE) and max(width, 1) * max(height, 1) > _LARGEST_TILE:
         raise _Refused(f"damaged (tiles of {width}x{height} pixels)")
 
 
