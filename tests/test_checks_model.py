@@ -236,6 +236,19 @@ def test_parameters_the_output_does_not_use_are_a_warning(manifest: Manifest) ->
     assert not flows[0].faults
 
 
+def test_many_parameters_in_a_dead_branch_are_a_warning(manifest: Manifest) -> None:
+    """More than are tried one by one: LoRA in branches that a frozen scale of zero switches off."""
+
+    def plant(model: Classifier, strategy: Strategy) -> None:
+        norm: Any = model.backbone.network.norm
+        for number in range(30):
+            norm.register_parameter(f"idle{number}", nn.Parameter(torch.zeros(1)))
+
+    finding = checks.gradients(bench(manifest, "full", plant), [])
+    assert finding.status == Status.WARN
+    assert "30 trained tensors have no part" in finding.why
+
+
 def test_images_are_taken_from_every_class_and_readable(tmp_path: Path) -> None:
     from dataclasses import replace
 

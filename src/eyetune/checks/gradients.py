@@ -151,19 +151,25 @@ def _all_frozen_tensors(model: nn.Module, frozen: Mapping[str, nn.Parameter]) ->
 
 def _without_effect(bench: Bench, model: Classifier, strategy: Strategy, names: Sequence[str]) -> list[str]:
     """Those of `names` that may be anything without any change of the output: the network does not use them."""
+    if not names:
+        return []
     strategy.set_mode(model, False)
     images = bench.batch["image"][:2]
     parameters = dict(model.named_parameters())
-    found = []
+
+    def matters(some: Sequence[str]) -> bool:
+        kept = [parameters[name].clone() for name in some]
+        for name in some:
+            parameters[name].add_(torch.randn_like(parameters[name]))
+        changed = not torch.equal(model(images), before)
+        for name, values in zip(some, kept, strict=True):
+            parameters[name].copy_(values)
+        return changed
+
     with torch.no_grad():
         before = model(images)
-        for name in names[:_MOST_TRIED]:
-            parameter = parameters[name]
-            kept = parameter.clone()
-            parameter.add_(torch.randn_like(parameter))
-            if torch.equal(model(images), before):
-                found.append(name)
-            parameter.copy_(kept)
+        # All at once first: whole branches may be without effect, and a first adapter matrix is without the second.
+        found = [name for name in names[:_MOST_TRIED] if not matters([name])] if matters(names) else list(names)
     strategy.set_mode(model, True)
     return found
 
