@@ -259,22 +259,21 @@ def _collate_for_pipes(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
-_PREFETCH = 2
-"""Batches that each worker prepares ahead: DataLoader's own number."""
+def shared_memory(batch_bytes: int, workers: int, prefetch: int = 2) -> tuple[int, int | None]:
+    """Bytes wanted for the batches on their way from the workers, twice over, and those there are; None: no limit.
 
-
-def _fits_shared_memory(batch_bytes: int, workers: int) -> bool:
-    """Whether the batches on their way fit twice into what is left of the shared memory; if not, that is said, once.
-
-    Containers often have 64 MiB of it, and going over that kills a worker with a bus error.
+    Containers often have 64 MiB, and going over that kills a worker with a bus error.
     """
-    if not workers or not os.path.isdir(_SHARED):
+    need = 2 * batch_bytes * workers * (prefetch + 1)
+    return need, shutil.disk_usage(_SHARED).free if os.path.isdir(_SHARED) else None
+
+
+def _fits_shared_memory(batch_bytes: int, workers: int, prefetch: int) -> bool:
+    """Whether the batches on their way fit into what is left of the shared memory; if not, that is said, once."""
+    need, free = shared_memory(batch_bytes, workers, prefetch)
+    if not workers or free is None or need <= free:
         return True
-    need = batch_bytes * workers * (_PREFETCH + 1)
-    free = shutil.disk_usage(_SHARED).free
-    if 2 * need <= free:
-        return True
-    _say_small(f"{free / 2**20:,.0f} MiB", f"{2 * need / 2**20:,.0f} MiB")
+    _say_small(f"{free / 2**20:,.0f} MiB", f"{need / 2**20:,.0f} MiB")
     return False
 
 
@@ -399,7 +398,7 @@ def make_loader(
         dataset,
         batch_sampler=batches,
         num_workers=count,
-        collate_fn=_collate if _fits_shared_memory(batch_bytes, count * shard[1]) else _collate_for_pipes,
+        collate_fn=_collate if _fits_shared_memory(batch_bytes, count * shard[1], prefetch) else _collate_for_pipes,
         worker_init_fn=_start_worker,
         persistent_workers=count > 0,
         prefetch_factor=prefetch if count > 0 else None,
