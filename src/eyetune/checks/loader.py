@@ -64,7 +64,7 @@ class Cost:
     milliseconds: float
 
 
-class Bench:
+class Reading:
     """A sample of the training images and how a run would read it."""
 
     def __init__(self, subject: Subject, preprocess: Preprocess, runtime: Runtime, seconds: float) -> None:
@@ -154,27 +154,27 @@ def check_loader(
     runtime = Runtime(config.device, config.precision, config.seed)
     trial = Trial(subject, runtime, config.train.grad_checkpointing)
     preprocess = trial.model.backbone.preprocess
-    bench = Bench(subject, preprocess, runtime, float(seconds or SECONDS))
-    line = subject.describe(trial.model, runtime, f"{len(bench.sample)} of {len(bench.train)} training images")
+    reading = Reading(subject, preprocess, runtime, float(seconds or SECONDS))
+    line = subject.describe(trial.model, runtime, f"{len(reading.sample)} of {len(reading.train)} training images")
     start(line)
-    point = trial.run(bench.batch_size)
+    point = trial.run(reading.batch_size)
     if point is None:
         raise UserError("the device has not enough memory for a batch. See: eyetune check memory.")
-    need = bench.batch_size / point.seconds
+    need = reading.batch_size / point.seconds
     del trial
-    own = choose_workers(config.workers, len(bench.train))
-    rates = sweep(bench, own)
-    costs = operation_costs(bench)
+    own = choose_workers(config.workers, len(reading.train))
+    rates = sweep(reading, own)
+    costs = operation_costs(reading)
     findings = []
     for name, check in (
-        ("loader", lambda: feeds(rates, own, need, cached=bench.cache is not None, costs=costs)),
-        ("shared memory", lambda: shared_memory(bench, own)),
-        ("preparation", lambda: preparation(bench, rates)),
+        ("loader", lambda: feeds(rates, own, need, cached=reading.cache is not None, costs=costs)),
+        ("shared memory", lambda: shared_memory(reading, own)),
+        ("preparation", lambda: preparation(reading, rates)),
     ):
         findings.append(carry_out(name, check))
         say(findings[-1])
     picture = folder / "loader.png"
-    title = f"{config.model.backbone} at {preprocess.pixels} pixels, batch {bench.batch_size}: what the loader gives"
+    title = f"{config.model.backbone} at {preprocess.pixels} pixels, batch {reading.batch_size}: what the loader gives"
     plots.loader_rates([rate for rate in rates if rate.prefetch == config.prefetch], need, own, picture, title=title)
     details = {
         "need_images_per_second": need,
@@ -185,21 +185,21 @@ def check_loader(
     return Report("loader", line, findings, [picture], details), [rate_table(rates, need, own), cost_table(costs)]
 
 
-def sweep(bench: Bench, own: int) -> list[Rate]:
+def sweep(reading: Reading, own: int) -> list[Rate]:
     """Every worker count that makes sense here, from the cache and decoding; then prefetch and pinning at the best."""
     counts = worker_counts(own)
-    sources = [DECODE] if bench.cache is None else [READ, DECODE]
+    sources = [DECODE] if reading.cache is None else [READ, DECODE]
     rates: list[Rate] = []
     total = len(counts) * len(sources) + 2
     with meter(total, "Timing the loader", "settings") as update:
         for workers, source in itertools.product(counts, sources):
-            rates.append(bench.rate(workers, source))
+            rates.append(reading.rate(workers, source))
             update(len(rates))
         best = max((r for r in rates if r.source == sources[0]), key=lambda rate: rate.images or 0.0)
         if best.workers:
-            rates.append(bench.rate(best.workers, sources[0], prefetch=2 * bench.config.prefetch))
-        if bench.runtime.device.type == "cuda":
-            rates.append(bench.rate(best.workers, sources[0], pinned=not best.pinned))
+            rates.append(reading.rate(best.workers, sources[0], prefetch=2 * reading.config.prefetch))
+        if reading.runtime.device.type == "cuda":
+            rates.append(reading.rate(best.workers, sources[0], pinned=not best.pinned))
         update(total)
     return rates
 
@@ -211,10 +211,10 @@ def worker_counts(own: int) -> list[int]:
     return sorted({0, *powers, cores, own})
 
 
-def operation_costs(bench: Bench) -> list[Cost]:
+def operation_costs(reading: Reading) -> list[Cost]:
     """What one image costs, operation by operation, in one thread."""
-    paths = [record.image for record in bench.sample][:TIMED]
-    settings, preprocess = bench.settings, bench.preprocess
+    paths = [record.image for record in reading.sample][:TIMED]
+    settings, preprocess = reading.settings, reading.preprocess
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -225,11 +225,11 @@ def operation_costs(bench: Bench) -> list[Cost]:
             _cost("- read and decode", paths, lambda path: read_image(path, short_side=settings.pixels)),
             _cost("- crop, fit, contrast", photos, lambda photo: prepare(photo, settings)),
         ]
-        cache = bench.cache
+        cache = reading.cache
         if cache is not None:
             costs.append(_cost("from the cache", paths, lambda path: cache.square(path, settings)))
         tensors = [torch.from_numpy(np.ascontiguousarray(square)).permute(2, 0, 1) for square in squares]
-        for name, transform in augmentation_steps(bench.config.augment, settings):
+        for name, transform in augmentation_steps(reading.config.augment, settings):
             costs.append(_cost(f"augment: {name}", tensors, transform))
         costs.append(_cost("normalise", tensors, Normalise(preprocess)))
     finally:
@@ -351,18 +351,18 @@ def extra_flags(rates: Sequence[Rate], source: str, workers: int) -> list[str]:
     return flags
 
 
-def shared_memory(bench: Bench, own: int) -> Finding:
+def shared_memory(reading: Reading, own: int) -> Finding:
     """Whether the batches on their way between the processes fit where they are handed over; or why there are none."""
-    pixels = bench.preprocess.pixels
-    batch = bench.batch_size * 3 * pixels * pixels * 4
+    pixels = reading.preprocess.pixels
+    batch = reading.batch_size * 3 * pixels * pixels * 4
     if own == 0:
         reason = "the main process reads by itself (--workers 0)"
-        if bench.config.workers == "auto":
+        if reading.config.workers == "auto":
             reason = "few images: starting processes would cost more than it saves"
             if sys.platform == "darwin":
                 reason = "on macOS every process starts from scratch and hands batches over slowly, so auto takes none"
         return Finding(Status.PASS, reason, values={"workers": 0})
-    wanted, free = room(batch, own, bench.config.prefetch)
+    wanted, free = room(batch, own, reading.config.prefetch)
     values: dict[str, Any] = {"workers": own, "batch_bytes": batch, "wanted_bytes": wanted, "free_bytes": free}
     if free is None:
         return Finding(Status.PASS, "this system gives shared memory no limit of its own", values=values)
@@ -379,15 +379,15 @@ def shared_memory(bench: Bench, own: int) -> Finding:
     )
 
 
-def preparation(bench: Bench, rates: Sequence[Rate]) -> Finding:
+def preparation(reading: Reading, rates: Sequence[Rate]) -> Finding:
     """What decoding costs: once with the cache, in every epoch without."""
     decoding = max((rate.images or 0.0 for rate in rates if rate.source == DECODE), default=0.0)
     if not decoding:
         return Finding(Status.SKIP, "nothing could be decoded")
-    seconds = len(bench.train) / decoding
+    seconds = len(reading.train) / decoding
     values = {"images_per_second": decoding, "seconds": seconds}
-    took = f"decoding {len(bench.train)} training images takes {duration(seconds)} at {decoding:.0f} images/s"
-    if bench.cache is not None:
+    took = f"decoding {len(reading.train)} training images takes {duration(seconds)} at {decoding:.0f} images/s"
+    if reading.cache is not None:
         return Finding(Status.PASS, f"{took}, once: they are kept prepared", values=values)
     return Finding(
         Status.WARN,

@@ -414,7 +414,8 @@ def precision(bench: Bench) -> Finding:
             logits = forward(model, bench.batch)
             loss = bench.plain_task.losses(logits, bench.batch["target"]).mean()
         found = torch.autograd.grad(loss * scale, parameters, allow_unused=True)
-        gradient = {n: g.double() / scale for n, g in zip(names, found, strict=True) if g is not None}
+        # (On the CPU: Apple's GPUs have no float64.)
+        gradient = {n: g.float().cpu().double() / scale for n, g in zip(names, found, strict=True) if g is not None}
         results.append((logits.detach().float(), gradient))
     (exact, slopes), (near, near_slopes) = results
     difference = _relative([exact - near], [exact])
@@ -581,4 +582,4 @@ def _relative(differences: Sequence[Tensor], whole: Sequence[Tensor]) -> float:
 
 
 def _squares(tensors: Any) -> float:
-    return sum(float(tensor.double().pow(2).sum()) for tensor in tensors)
+    return sum(float(tensor.detach().cpu().double().pow(2).sum()) for tensor in tensors)

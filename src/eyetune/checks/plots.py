@@ -60,7 +60,7 @@ def gradient_flow(flows: Sequence[Flow], path: Path, *, title: str = "") -> None
         axes.fill_between([], [], color="#eeeeee", label="frozen")
     axes.set_ylim(bottom=floor)
     axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_xticks(places, [folded(name, 28, 1) for name in names], rotation=90 if len(names) > 8 else 0)
+    axes.set_xticks(places, [folded(name, 28, 1) for name in names], rotation=90 if len(names) > 4 else 0)
     axes.set_ylabel("Root mean square of the gradient")
     axes.set_xlabel("Layer, input first")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
@@ -92,7 +92,7 @@ def memory(scales: Sequence[Scale], room: int, wanted: int, path: Path, *, title
     top = max(max(scale.peak(right) for scale in scales if scale.points) / gib * 1.1, 1e-3)
     if room / gib < 2.5 * top:
         axes.axhline(room / gib, color="#C00000", linewidth=1.6, label=f"free: {room / gib:.1f} GiB")
-        top = max(top, room / gib * 1.1)
+        top = min(max(top, room / gib * 1.1), room / gib * 1.6)
     else:
         axes.plot([], [], color="#C00000", linewidth=1.6, label=f"free: {room / gib:.1f} GiB (above)")
     axes.axvline(wanted, color=FAINT, linewidth=1.2, linestyle=(0, (2, 2)), label=f"train.batch_size {wanted}")
