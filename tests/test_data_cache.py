@@ -222,6 +222,11 @@ def test_configuration_decides_where(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert chosen.store.limit == 2 * 2**30
     assert default.store.folder.parent == tmp_path / "own"
     assert not list(tmp_path.iterdir())  # nothing is made before there is something to keep
+    photo = save(tmp_path / "a.png", fundus(64, 64, radius=28))
+    for cache in (default, chosen):
+        cache.square(photo, SETTINGS)
+    assert default.store.folder.stat().st_mode & 0o077 == 0  # photographs of patients
+    assert chosen.store.folder.stat().st_mode == photo.parent.joinpath("there").stat().st_mode
 
 
 # Whatever happens

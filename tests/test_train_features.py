@@ -102,6 +102,16 @@ def test_whatever_decides_a_feature_is_in_its_key(
     assert counted.seen == 10 + expected
 
 
+def test_what_another_process_stored_meanwhile_is_seen(
+    tmp_path: Path, images: Manifest, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(monkeypatch)
+    early = Cache(tmp_path / "cache", 1)
+    compute_once(counted.model, loading(images, Cache(tmp_path / "cache", 1)), runtime, "")
+    compute_once(counted.model, loading(images, early), runtime, "")
+    assert counted.seen == 10
+
+
 def test_damaged_features_are_computed_again(
     tmp_path: Path, images: Manifest, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

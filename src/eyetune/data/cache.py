@@ -78,10 +78,11 @@ class Cache:
     Args:
         folder: the cache folder.
         limit: GiB it may grow to.
+        private: only this user may enter it, when it is made here: photographs of patients lie in it.
     """
 
-    def __init__(self, folder: Path, limit: float) -> None:
-        self.store = Store(folder / _LAYOUT, int(limit * 2**30), _say)
+    def __init__(self, folder: Path, limit: float, *, private: bool = False) -> None:
+        self.store = Store(folder / _LAYOUT, int(limit * 2**30), _say, private=private)
         self._digests: dict[str, tuple[_State, bytes]] = {}
 
     @classmethod
@@ -89,7 +90,9 @@ class Cache:
         """The cache a configuration asks for; None when it wants none."""
         if config.cache is False:
             return None
-        return cls(cache_folder() if config.cache is True else Path(config.cache), config.cache_limit)
+        own = config.cache is True  # a folder given by name may be meant for colleagues too
+        folder = cache_folder() if config.cache is True else Path(config.cache)
+        return cls(folder, config.cache_limit, private=own)
 
     def digest(self, path: Path) -> bytes:
         """As :func:`file_digest`, read only when the file was never seen in its present state. Raises OSError."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import os
 import shutil
 import signal
@@ -273,18 +272,20 @@ def _fits_shared_memory(batch_bytes: int, workers: int, prefetch: int) -> bool:
     need, free = shared_memory(batch_bytes, workers, prefetch)
     if not workers or free is None or need <= free:
         return True
-    _say_small(f"{free / 2**20:,.0f} MiB", f"{need / 2**20:,.0f} MiB")
+    _say_once(
+        f"{_SHARED} is too small for the batches on their way: they go through pipes, a little slower. In a container "
+        "more can be had, as with docker run --shm-size=1g."
+    )
     return False
 
 
-@functools.cache
-def _say_small(free: str, need: str) -> None:
-    print(
-        f"eyetune: {_SHARED} has {free} left and batches on their way may need {need}: they go through pipes, a little "
-        "slower. In a container more can be had, as with docker run --shm-size=1g.",
-        file=sys.stderr,
-        flush=True,
-    )
+_said: set[str] = set()
+
+
+def _say_once(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        print(f"eyetune: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

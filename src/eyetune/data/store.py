@@ -120,12 +120,14 @@ class Store:
         folder: where; made when the first value is stored.
         limit: bytes the packs may take together.
         say: takes the one line that is said when writing has to stop.
+        private: only this user may enter the folder, when it is made here.
 
     Thread-safe; may be pickled (another process opens the folder anew) and forked.
     """
 
-    def __init__(self, folder: Path, limit: int, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, limit: int, say: Callable[[str], None], *, private: bool = False) -> None:
         self.folder = folder
+        self.private = private
         self.limit = limit
         self.say = say
         self.stopped = False
@@ -144,7 +146,8 @@ class Store:
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "limit": self.limit, "say": self.say, "stopped": self.stopped}
+        names = ("folder", "limit", "say", "private", "stopped")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         stopped = state.pop("stopped")
@@ -302,7 +305,7 @@ class Store:
         if self._writer is not None and self._writer.size + size > self._pack_size:
             self._drop_writer()
         if self._writer is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700 if self.private else 0o777, parents=True, exist_ok=True)
             self._total = None
         if (self._total is None or self._total + size > self.limit) and not self._make_room(size):
             return None
@@ -424,7 +427,7 @@ class Store:
         for pack in self._packs.values():
             if pack.handle is not None:
                 os.close(pack.handle)
-        self.__init__(self.folder, self.limit, self.say)  # type: ignore[misc]
+        self.__init__(self.folder, self.limit, self.say, private=self.private)  # type: ignore[misc]
         return before - _folder_size(self.folder.glob("*.*"))
 
     def _path(self, name: str, suffix: str) -> Path:

@@ -116,6 +116,8 @@ def backbone_features(
     count = len(loader.batches.labels)
     wanted = [(view, index) for view in range(max(1, views)) for index in range(count)]
     known = _Known(backbone, loader, runtime, fingerprint, views)
+    if known.cache is not None:
+        known.cache.store.refresh()  # what the other processes of this run have stored since it began
     values = np.zeros((len(wanted), backbone.width), np.float32)
     missing = [place for place, key in enumerate(wanted) if not known.read(key, values[place])]
     # A process may see less in the cache than another, which goes on storing: what any lacks is computed.
