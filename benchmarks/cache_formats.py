@@ -41,6 +41,15 @@ def key(index: int) -> bytes:
     return index.to_bytes(16, "little")
 
 
+OPENED: list[Any] = []
+"""LMDB opens a folder once a process, and the system forgets no page that is mapped."""
+
+
+def close_all() -> None:
+    while OPENED:
+        OPENED.pop().close()
+
+
 def in_store(folder: Path, squares: Squares) -> Callable[[], Reader]:
     """EyeTune's own: raw pixels in a flat file, read by `pread`, every value checked."""
     from eyetune.data.store import Item, Kind, Store
@@ -79,13 +88,10 @@ def in_lmdb(folder: Path, values: Sequence[bytes], read: Callable[[Any], Any]) -
             with environment.begin(write=True) as transaction:
                 transaction.put(key(index), value)
 
-    opened: list[Any] = []
-
     def reader() -> Reader:
-        while opened:  # LMDB opens a folder once a process, and pages in use are not forgotten
-            opened.pop().close()
-        opened.append(lmdb.open(str(folder), map_size=2**36, readonly=True, readahead=False))
-        transaction = opened[0].begin(buffers=True)
+        close_all()
+        OPENED.append(lmdb.open(str(folder), map_size=2**36, readonly=True, readahead=False))
+        transaction = OPENED[0].begin(buffers=True)
         return lambda index: read(transaction.get(key(index)))
 
     return reader
@@ -126,6 +132,7 @@ def in_safetensors(folder: Path, squares: Squares) -> Callable[[], Reader]:
 
 def forget(folder: Path) -> None:
     """Have the system drop the pages of every file."""
+    close_all()
     for path in folder.rglob("*"):
         if path.is_file():
             handle = os.open(path, os.O_RDONLY)
@@ -155,12 +162,13 @@ def probabilities(squares: Squares) -> torch.Tensor:
     from eyetune.data.transforms import eval_transform
 
     torch.manual_seed(0)
-    backbone = load_backbone("nano", pixels=squares[0].shape[0] // 16 * 16)
+    pixels = squares[0].shape[0] // 16 * 16  # nano's patches
+    backbone = load_backbone("nano", pixels=pixels)
     model = Classifier(backbone, 5).eval()
     with torch.no_grad():
         model.head[1].weight.mul_(20)  # type: ignore[index, union-attr, operator]  # else all would be near 1/5
         transform = eval_transform(backbone.preprocess)
-        images = [transform(torch.from_numpy(square).permute(2, 0, 1)) for square in squares]
+        images = [transform(torch.from_numpy(square[:pixels, :pixels]).permute(2, 0, 1)) for square in squares]
         return torch.cat([model(image[None]).softmax(1) for image in images])
 
 
@@ -185,6 +193,9 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
+    import lmdb  # noqa: F401 - not within the time of the first to use it
+    import pyarrow as pa  # noqa: F401
+
     from eyetune.data.fundus import FundusSettings, load_square
 
     cv2.setNumThreads(1)
@@ -228,9 +239,9 @@ def main() -> None:
             moved = float((probabilities(found) - expected).abs().max())
             warm = rate(reader, order, lambda: None)
             del read
-            reader()
             cold = rate(reader, order, lambda folder=folder: forget(folder))
-            rows.append([way, f"{size / 1024:.0f}", written, cold, warm, float(np.mean(differences)), moved])
+            rates = (f"{value:,.0f}" for value in (written, cold, warm))
+            rows.append([way, f"{size / 1024:.0f}", *rates, float(np.mean(differences)), moved])
     print(machine())
     head = [f"{len(squares)} squares of {options.pixels} px", "KiB an image", "written/s", "read/s cold", "read/s warm"]
     print(markdown([*head, "mean abs. difference", "largest difference in probability"], rows))

@@ -70,7 +70,7 @@ def main() -> None:
             later = statistics.mean(seconds[1:]) if options.seeds > 1 else float("nan")
             rows.append([name, f"{statistics.mean(values):.3f}", spread, seconds[0], later])
     print(machine())
-    head = f"linear probe on nano at {options.pixels} px, {2 * options.patients} eyes, augment: {options.augment}, {options.epochs} epochs"
+    head = f"linear probe, {2 * options.patients} eyes, augment: {options.augment}, {options.epochs} epochs"
     print(
         markdown([head, "QWK, mean", f"of {options.seeds} seeds", "seconds, first seed", "seconds, later seeds"], rows)
     )
