@@ -120,6 +120,11 @@ def test_batches_move_whole() -> None:
     assert isinstance(moved["nested"], list)
 
 
+@pytest.mark.parametrize(("name", "expected"), [("nano", False), ("resnet26", True), ("convnext_atto", True)])
+def test_which_networks_convolve(name: str, expected: bool) -> None:
+    assert runtime.convolves(load_backbone(name, "random")) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "count", "kind"),
     [

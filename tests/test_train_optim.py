@@ -166,6 +166,20 @@ def test_optimizer_state_survives_as_tensors() -> None:
         assert torch.equal(mine, theirs)
 
 
+def test_a_loaded_state_lies_in_memory_as_its_parameter_does() -> None:
+    """The fused kernel goes through both in step, whatever their strides say."""
+    model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer([RateGroup("all", list(model.parameters()), 1.0, True)], 0.1, 0.01)
+    model(torch.randn(2, 3, 5, 5)).square().sum().backward()
+    optimizer.step()
+    kept = {name: tensor.clone() for name, tensor in state_tensors(optimizer, model).items()}
+    assert kept["weight|exp_avg"].is_contiguous()
+    load_state_tensors(optimizer, model, kept)
+    loaded = optimizer.state[model.weight]["exp_avg"]
+    assert loaded.stride() == model.weight.stride()
+    assert torch.equal(loaded, kept["weight|exp_avg"])
+
+
 def test_foreign_optimizer_state_is_refused() -> None:
     model = nn.Linear(3, 2)
     optimizer = build_optimizer([RateGroup("all", list(model.parameters()), 1.0, True)], 0.1, 0.01)

@@ -217,9 +217,13 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tenso
         entries[name] += 1
         # AdamW keeps the step count in float32: on the parameter's device when fused, else on the CPU.
         fused = any(group.get("fused") for group in optimizer.param_groups)
-        device = parameter.device if entry != "step" or fused else torch.device("cpu")
-        copy = tensor.to(device, copy=True)
-        optimizer.state[parameter][entry] = copy if entry == "step" else alike(copy, parameter.detach())
+        if entry == "step":
+            kept = tensor.to(parameter.device if fused else "cpu", copy=True)
+        else:
+            # Laid out in memory as the parameter is: the fused kernel goes through both in step.
+            kept = torch.empty_like(parameter.detach())
+            kept.copy_(alike(tensor, kept))
+        optimizer.state[parameter][entry] = kept
     if cut := [name for name, count in entries.items() if count < len(_ENTRIES)]:
         raise ValueError(f"optimizer state of {cut[0]!r} is not whole")
 
