@@ -23,6 +23,7 @@ from train_kit import card, fit_tiny, photographs, tiny_model
 
 from eyetune.data.records import Manifest
 from eyetune.errors import RunError, UserError
+from eyetune.files import atomic
 from eyetune.runtime import Runtime, check_torch
 from eyetune.tensors import read_tensors, write_tensors
 from eyetune.train import optim, sealed
@@ -445,3 +446,17 @@ def test_tensors_come_back_as_the_library_reads_them(tmp_path: Path) -> None:
         torch.equal(tensor, content[name]) and tensor.dtype == content[name].dtype for name, tensor in found.items()
     )
     assert sealed.SCHEMA == 2
+
+
+def test_what_a_killed_process_half_wrote_is_swept_away_when_the_run_goes_on(run: RunDir) -> None:
+    with pytest.raises(ZeroDivisionError), atomic(run.path / "metrics.json") as temporary:
+        left = temporary.name
+        raise ZeroDivisionError
+    (run.path / left).write_text("half")
+    (run.path / ".mine.csv").write_text("mine")
+    with run.in_use():
+        assert not (run.path / left).exists()
+        assert (run.path / ".mine.csv").exists()
+    (tmp := run.path.parent / "fresh").mkdir()
+    (tmp / left).write_text("half")
+    RunDir.check_free(tmp)

@@ -77,24 +77,40 @@ def calls(toy: Toy, commit: int, only: Callable[[int], bool] = lambda number: Tr
 
     Returns how many kills there were, and what was wrong afterwards.
     """
-    trace = toy.folder / "trace.txt"
     out = toy.folder / f"save{commit}"
-    code = traced(toy, out, commit, ["-o", str(trace), "-e", f"trace={','.join([OPENING, *CALLS])}"])
-    assert code == 0, f"the traced run left with {code}"
-    faults = [f"traced: {fault}" for fault in toy.faults(out)]
-    shutil.rmtree(out)
-    counts = count(trace.read_text())
-    kills = number = 0
-    for call, times in sorted(counts.items()):
-        for time_ in range(1, times + 1):
-            number += 1
-            if not only(number):
-                continue
-            inject = f"inject={call}:signal=KILL:when={time_}"
-            code = traced(toy, out, commit, ["-o", "/dev/null", "-e", f"trace={call}", "-e", inject])
-            kills += code == -signal.SIGKILL
-            faults += [f"save {commit}, {call} {time_}: {fault}" for fault in aftermath(toy, out)]
+    kills, faults = 0, []
+    for number, (call, nth) in enumerate(points(toy, out, commit)):
+        if only(number):
+            kills += traced(toy, out, commit, injecting(call, nth, "signal=KILL")) == -signal.SIGKILL
+            faults += [f"save {commit}, {call} {nth}: {fault}" for fault in aftermath(toy, out)]
     return kills, faults
+
+
+def points(toy: Toy, out: Path, commit: int) -> list[tuple[str, int]]:
+    """Every system call that changes the run folder `out`, from the `commit`th save on: its name, and the how manieth
+    of this name it is."""
+    trace = toy.folder / "trace.txt"
+    code = traced(toy, out, commit, ["-y", "-o", str(trace), "-e", f"trace={','.join([OPENING, *CALLS])}"])
+    assert code == 0, f"the traced run left with {code}"
+    assert not toy.faults(out)
+    shutil.rmtree(out)
+    seen: Counter[str] = Counter()
+    found = []
+    for line in trace.read_text().splitlines():
+        match = re.match(r"(?:\d+ +)?(\w+)\(", line)
+        if match is None:
+            continue
+        seen[match[1]] += 1
+        # A folder is opened to be synced.
+        changes = match[1] != OPENING or re.search("O_CREAT|O_WRONLY|O_RDWR", line) or line.endswith(f"<{out}>")
+        if changes and f"{out}/" in line:
+            found.append((match[1], seen[match[1]]))
+    return found
+
+
+def injecting(call: str, nth: int, what: str) -> list[str]:
+    """Options of strace: let something happen at the `nth` call."""
+    return ["-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:{what}:when={nth}"]
 
 
 def traced(toy: Toy, out: Path, commit: int, options: list[str]) -> int:
@@ -121,7 +137,7 @@ def traced(toy: Toy, out: Path, commit: int, options: list[str]) -> int:
     child = toy.start(out, pause)
     while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         time.sleep(0.001)
-    # Only the main thread: TensorBoard's writes from its own, and counts differ from run to run.
+    # Only the main thread: TensorBoard writes from its own, and counts would differ from run to run.
     strace = subprocess.Popen(["strace", "-p", str(child.pid), *options], stderr=subprocess.PIPE, text=True)
     assert strace.stderr is not None
     select.select([strace.stderr], [], [], 10)
@@ -131,24 +147,6 @@ def traced(toy: Toy, out: Path, commit: int, options: list[str]) -> int:
     code = child.wait()
     strace.communicate()
     return code
-
-
-def count(trace: str) -> Counter[str]:
-    """How often each call comes in what strace wrote; `openat` up to the last one that opens for writing."""
-    found: Counter[str] = Counter()
-    opened = last = 0
-    for line in trace.splitlines():
-        match = re.match(r"(?:\d+ +)?(\w+)\(", line)
-        if match is None:
-            continue
-        if match[1] == OPENING:
-            opened += 1
-            last = opened if "O_CREAT" in line or "O_WRONLY" in line or "O_DIRECTORY" in line else last
-        elif match[1] in CALLS:
-            found[match[1]] += 1
-    if last:
-        found[OPENING] = last
-    return found
 
 
 def run() -> int:

@@ -192,7 +192,7 @@ class Toy:
         self.durations = {phase: self.watcher.duration(phase) for phase in PHASES}
         self.expected = digest(self.whole)
 
-    def start(self, out: Path, prepare: Callable[[], None] = lambda: None) -> Child:
+    def start(self, out: Path, prepare: Callable[[], None] = lambda: None, log: Path | None = None) -> Child:
         """Begin a run in a child."""
 
         def both() -> None:
@@ -200,7 +200,7 @@ class Toy:
             prepare()
 
         self.watcher.reset()
-        return Child(["finetune", str(self.config), "--out", str(out)], out.with_suffix(".log"), both)
+        return Child(["finetune", str(self.config), "--out", str(out)], log or out.with_suffix(".log"), both)
 
     def go_on(self, out: Path) -> int:
         """Resume a run that ended too early, or begin it anew where it says that nothing was begun; the exit code."""

@@ -62,7 +62,7 @@ class LoraConfig(StrategyConfig):
     r: int = Field(default=8, ge=1)
     """Rank of the adapters."""
 
-    alpha: float = Field(default=32, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """Weight of the adapters: their output counts alpha / r times (with rslora, alpha / sqrt(r))."""
 
     dropout: float = Field(default=0.1, ge=0, lt=1)

@@ -409,9 +409,6 @@ class RunDir:
             self._promote_best()
         for folder in (self.last, self.best):
             shutil.rmtree(_new(folder), ignore_errors=True)
-        for path in self.path.rglob(".*"):
-            if is_temporary(path):
-                path.unlink(missing_ok=True)
 
     def drop_previous(self) -> None:
         """After training: the checkpoint before the last is not needed any more."""
@@ -433,6 +430,8 @@ class RunDir:
         handle = _lock(path)
         _LOCKED.add(path)
         try:
+            if handle is not None:
+                self._sweep()
             yield
         finally:
             _LOCKED.discard(path)
@@ -440,6 +439,12 @@ class RunDir:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
                 os.close(handle)
+
+    def _sweep(self) -> None:
+        """Remove the half-written files of a process that was killed."""
+        for path in self.path.rglob(".*"):
+            if is_temporary(path):
+                path.unlink(missing_ok=True)
 
     def _build(
         self,
