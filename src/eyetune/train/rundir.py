@@ -578,7 +578,10 @@ def _lock(path: Path) -> int | None:
             os.close(handle)
             return None
         # Whoever held the lock before may have removed the file between our opening and locking it.
-        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+        mine = False
+        with contextlib.suppress(FileNotFoundError):
+            mine = os.fstat(handle).st_ino == path.stat().st_ino
+        if mine:
             os.ftruncate(handle, 0)
             os.write(handle, f"{os.getpid()}\n".encode())
             return handle
