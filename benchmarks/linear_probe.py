@@ -6,6 +6,7 @@ python benchmarks/linear_probe.py [--patients 40] [--size 1024] [--backbone retf
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -82,6 +83,7 @@ def main() -> None:
     from eyetune.data.phantom import write_cohort
 
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ["EYETUNE_CACHE"] = f"{scratch}/cache"  # empty: a second probe would compute nothing
         folder = Path(scratch) / "eyes"
         write_cohort(folder, patients=options.patients, size=options.size, workers=2)
         hand = one_pass_by_hand(folder, options.by_hand, options.pixels)
