@@ -4,7 +4,7 @@
     python tests/faults/kill.py calls                    # before every system call of a save that changes the disk
 
 The second needs strace. `--work` names a folder for the runs (a fresh one in /tmp by default). Prints a Markdown table
-and leaves with 1 when anything was lost or came out otherwise. tests/test_faults.py does a little of both.
+and leaves with 1 when anything was lost or came out otherwise. tests/test_faults.py does a little of the first.
 """
 
 from __future__ import annotations
