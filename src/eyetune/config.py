@@ -99,6 +99,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = "medium"
     """Changes to the training images: none, light, medium, strong, or a list of torchvision transforms."""
+    augment_on: Literal["cpu", "device"] = "cpu"
+    """Where the levels of augment are carried out: by the processes that load (cpu), or on the device by the batch."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of splits, weights, order, augmentation and dropout."""
     out: Path = Path("runs/eyetune")

@@ -23,7 +23,7 @@ from eyetune.checks.report import Finding, Report, Status, carry_out
 from eyetune.checks.subject import Subject, in_turns
 from eyetune.data.cache import Cache
 from eyetune.data.config import AugmentConfig
-from eyetune.data.fundus import GRAY, FundusSettings, load_square, prepare
+from eyetune.data.fundus import FundusSettings, load_square, prepare
 from eyetune.data.loader import choose_workers, find_faults, make_loader
 from eyetune.data.loader import shared_memory as room
 from eyetune.data.photo import read_image
@@ -239,8 +239,7 @@ def operation_costs(reading: Reading) -> list[Cost]:
 
 def augmentation_steps(augment: AugmentConfig, settings: FundusSettings) -> list[tuple[str, Callable[[Any], Any]]]:
     """(name, transform) of every step of the augmentation, one at a time."""
-    surround = GRAY if settings.contrast == "ben-graham" else 0
-    steps = level_steps(augment, surround) if isinstance(augment, str) else listed_steps(augment)
+    steps = level_steps(augment, settings.surround) if isinstance(augment, str) else listed_steps(augment)
     return [(_name(step), Fused([step]) if isinstance(augment, str) else step) for step in steps]
 
 

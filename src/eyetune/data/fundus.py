@@ -53,6 +53,11 @@ class FundusSettings:
     contrast: Contrast = "none"
     bits: int | None = None
 
+    @property
+    def surround(self) -> int:
+        """0..255: what is around the field of view in a prepared square."""
+        return GRAY if self.contrast == "ben-graham" else 0
+
     @classmethod
     def of(cls, config: DataConfig, preprocess: Preprocess) -> FundusSettings:
         """What the data section asks for, and the backbone where it does not say."""

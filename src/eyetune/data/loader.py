@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eyetune.data.cache import Cache, file_digest
 from eyetune.data.config import AugmentConfig
-from eyetune.data.fundus import GRAY, FundusSettings, load_square
+from eyetune.data.fundus import FundusSettings, load_square
+from eyetune.data.on_device import CarryOut, DrawOnly, check_on_device
 from eyetune.data.photo import read_image
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from eyetune.backbones.backbone import Preprocess
 
 Batch = dict[str, torch.Tensor]
-"""image float32[B, 3, H, W] normalised; target int64[B], -1 when unknown; index int64[B] into the manifest."""
+"""image float32[B, 3, H, W] normalised; target int64[B], -1 when unknown; index int64[B] into the manifest. Where the
+device augments: image uint8[B, 3, H, W] and draws float32[B, ·], which :meth:`Loader.finish` turns into that."""
 
 Workers = int | Literal["auto"]
 
@@ -105,21 +107,25 @@ class FundusDataset(Dataset[dict[str, Any]]):
         except DataError as error:
             # An exception would reach the other process wrapped in a traceback; the text alone is what helps.
             return {"error": str(error)}
-        image = _seeded(self._draw(epoch, index), self.transform, square)
+        image, *draws = _listed(_seeded(self._draw(epoch, index), self.transform, square))
         label = self.records[index].label
-        return {"image": image, "target": -1 if label is None else label, "index": index}
+        sample = {"image": image, "target": -1 if label is None else label, "index": index}
+        return sample | ({"draws": draws[0]} if draws else {})
 
 
-def _seeded(seed: int, transform: Any, square: torch.Tensor) -> torch.Tensor:
+def _listed(image: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return image if isinstance(image, tuple) else (image,)
+
+
+def _seeded(seed: int, transform: Any, square: torch.Tensor) -> Any:
     """The transform under a seed of its own. Only torch's CPU generator is touched, and put back: without workers this
     is the training process, whose dropout and GPU generators must not notice."""
     state = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(seed)
-        image: torch.Tensor = transform(square)
+        return transform(square)
     finally:
         torch.set_rng_state(state)
-    return image
 
 
 def _mix(*numbers: int) -> int:
@@ -216,6 +222,15 @@ class Loader(DataLoader[Batch]):
 
     dataset: FundusDataset
     batches: EpochBatches
+    carry_out: CarryOut | None = None
+    """What is left to do to a batch on the device."""
+
+    def finish(self, batch: Batch) -> Batch:
+        """A batch on the device, as the network takes it."""
+        if self.carry_out is None:
+            return batch
+        image = self.carry_out(batch["image"], batch["draws"])
+        return {name: values for name, values in batch.items() if name != "draws"} | {"image": image}
 
     def __init__(self, *args: Any, **options: Any) -> None:
         # DataLoader draws from a generator at every start; without one of its own, from that of the training.
@@ -245,8 +260,10 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     failed = [sample["error"] for sample in samples if "error" in sample]
     if failed:
         return {"error": "\n".join(failed)}
-    return {
-        "image": torch.stack([sample["image"] for sample in samples]),
+    stacked = {
+        name: torch.stack([sample[name] for sample in samples]) for name in ("image", "draws") if name in samples[0]
+    }
+    return stacked | {
         "target": torch.tensor([sample["target"] for sample in samples], dtype=torch.int64),
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
     }
@@ -332,8 +349,9 @@ def make_dataset(
     cache: Cache | None = None,
 ) -> FundusDataset:
     """What a loader reads, by (epoch, index); arguments as for :func:`make_loader`."""
-    surround = GRAY if settings.contrast == "ben-graham" else 0
-    transform = train_transform(preprocess, augment, surround=surround) if training else eval_transform(preprocess)
+    transform = eval_transform(preprocess)
+    if training:
+        transform = train_transform(preprocess, augment, surround=settings.surround)
     dataset = FundusDataset(manifest, settings, transform, seed=seed, cache=cache)
     dataset.augment = augment if training else "none"
     return dataset
@@ -352,6 +370,7 @@ def make_loader(
     seed: int = 0,
     cache: Cache | None = None,
     shard: tuple[int, int] = (0, 1),
+    on_device: bool = False,
     prefetch: int = 2,
     pin_memory: bool | Literal["auto"] = "auto",
 ) -> Loader:
@@ -373,6 +392,7 @@ def make_loader(
         seed: of order and augmentation.
         cache: where prepared squares are kept, so that no photograph is decoded twice; None decodes in every epoch.
         shard: (this process, number of processes).
+        on_device: in training, leave augmentation and normalisation to :meth:`Loader.finish`; for levels only.
         prefetch: batches that each loading process has ready in advance.
         pin_memory: whether batches wait where a GPU copies from directly; "auto" = when there is a CUDA device.
 
@@ -406,6 +426,10 @@ def make_loader(
         pin_memory=torch.cuda.is_available() if pin_memory == "auto" else pin_memory,
     )
     loader.batches = batches
+    if training and on_device:
+        check_on_device(augment)
+        dataset.transform = DrawOnly(str(augment), settings.surround)
+        loader.carry_out = CarryOut(preprocess, str(augment), settings.surround)
     return loader
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -69,6 +69,36 @@ class Normalise(nn.Module):
         return torch.empty(image.shape, dtype=torch.float32).copy_(image).mul_(self.scale).add_(self.offset)
 
 
+class Drawn(NamedTuple):
+    """What a level does to one picture, in this order: warp, colours, blur, noise."""
+
+    warp: npt.NDArray[np.float64]
+    """float[3, 3], from pixels of the result (column, row, 1) to pixels of the source."""
+    colour: Colour
+    blur: float
+    """Standard deviation in pixels; 0 for none."""
+    noise: float
+    """Standard deviation, of 0..1; 0 for none."""
+
+
+class Colour(NamedTuple):
+    """Brightness, contrast and saturation as one affine map of (red, green, blue), 0..255.
+
+    Contrast pulls towards the picture's middle gray, known only when the picture is there: what the map adds is
+    `shift[:, None] * (middle @ (mean red, green, blue, 1))`.
+    """
+
+    matrix: npt.NDArray[np.float64]
+    """float[3, 4]"""
+    shift: npt.NDArray[np.float64]
+    """float[3]"""
+    middle: npt.NDArray[np.float64]
+    """float[4]"""
+
+
+_SAME_COLOUR = Colour(np.eye(3, 4), np.zeros(3), np.zeros(4))
+
+
 class Fused(nn.Module):
     """The transforms of a level, carried out in as few passes over the image as possible.
 
@@ -77,51 +107,63 @@ class Fused(nn.Module):
     them). Takes and gives uint8[3, H, W], views of [H, W, 3].
 
     Args:
-        steps: RandomHorizontalFlip, RandomVerticalFlip, RandomAffine (bilinear), ColorJitter without hue; RandomApply
-            of one GaussianBlur or GaussianNoise.
+        steps: RandomHorizontalFlip, RandomVerticalFlip, RandomAffine (bilinear), then ColorJitter without hue, then
+            RandomApply of one GaussianBlur, then of one GaussianNoise; each may be missing.
     """
 
     def __init__(self, steps: Sequence[v2.Transform]) -> None:
         super().__init__()
         self.steps = tuple(steps)
+        self.fill = next((float(step.fill) for step in self.steps if isinstance(step, v2.RandomAffine)), 0.0)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """The augmented image."""
-        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        whole = np.eye(3)
-        fill = 0.0
+    def draw(self, image: torch.Tensor) -> Drawn:
+        """Draw from torch's generator for an image [3, H, W]. (The noise itself is drawn where it is added.)"""
+        height, width = image.shape[1:]
+        warp, colour, blur, noise = np.eye(3), _SAME_COLOUR, 0.0, 0.0
         for step in self.steps:
             if isinstance(step, v2.RandomHorizontalFlip | v2.RandomVerticalFlip):
                 if torch.rand(1) < step.p:
-                    whole = whole @ _flip(pixels.shape, horizontal=isinstance(step, v2.RandomHorizontalFlip))
-                continue
-            if isinstance(step, v2.RandomAffine):
-                whole = whole @ _affine(pixels.shape, **step.make_params([image]))
-                fill = float(step.fill)
-                continue
-            pixels, whole = _warp(pixels, whole, fill), np.eye(3)
-            if isinstance(step, v2.ColorJitter):
-                pixels = _colour(pixels, **step.make_params([image]))
+                    warp = warp @ _flip(height, width, horizontal=isinstance(step, v2.RandomHorizontalFlip))
+            elif isinstance(step, v2.RandomAffine):
+                warp = warp @ _affine(height, width, **step.make_params([image]))
+            elif isinstance(step, v2.ColorJitter):
+                colour = _colour(**step.make_params([image]))
             elif torch.rand(1) < step.p:
-                pixels = _disturb(pixels, step.transforms[0])
-        return torch.from_numpy(_warp(pixels, whole, fill)).permute(2, 0, 1)
+                disturbing = step.transforms[0]
+                if isinstance(disturbing, v2.GaussianBlur):
+                    blur = float(disturbing.make_params([])["sigma"][0])
+                else:
+                    noise = float(disturbing.sigma)
+        return Drawn(warp, colour, blur, noise)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """The augmented image."""
+        drawn = self.draw(image)
+        pixels = _warp(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), drawn.warp, self.fill)
+        if drawn.colour is not _SAME_COLOUR:
+            matrix, shift, middle = drawn.colour
+            gray = float(middle @ [*cv2.mean(pixels)[:3], 1.0])
+            pixels = cv2.transform(pixels, np.column_stack([matrix[:, :3], matrix[:, 3] + gray * shift]))
+        if drawn.blur:
+            pixels = cv2.GaussianBlur(pixels, (BLUR_TAPS, BLUR_TAPS), drawn.blur, borderType=cv2.BORDER_REFLECT_101)
+        if drawn.noise:
+            pixels = v2.functional.gaussian_noise(torch.from_numpy(pixels), 0, drawn.noise).numpy()
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _flip(shape: tuple[int, ...], *, horizontal: bool) -> npt.NDArray[np.float64]:
+def _flip(height: int, width: int, *, horizontal: bool) -> npt.NDArray[np.float64]:
     """From pixels of the result to pixels of the source, float[3, 3]."""
-    height, width = shape[:2]
     if horizontal:
         return np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]])
     return np.array([[1.0, 0, 0], [0, -1, height - 1], [0, 0, 1]])
 
 
 def _affine(
-    shape: tuple[int, ...], *, angle: float, translate: Sequence[float], scale: float, shear: Sequence[float]
+    height: int, width: int, *, angle: float, translate: Sequence[float], scale: float, shear: Sequence[float]
 ) -> npt.NDArray[np.float64]:
     """From pixels of the result to pixels of the source, float[3, 3]: v2's turn about the centre, then shift."""
     if any(shear):
         raise ValueError("shear is not carried out here")
-    height, width = shape[:2]
     across, down = (width - 1) / 2, (height - 1) / 2
     turn = np.deg2rad(angle)
     cosine, sine = np.cos(turn) / scale, np.sin(turn) / scale
@@ -138,44 +180,37 @@ def _warp(pixels: Photo, whole: npt.NDArray[np.float64], fill: float) -> Photo:
     return cv2.warpAffine(pixels, whole[:2], (width, height), flags=flags, borderValue=(fill, fill, fill))
 
 
+BLUR_TAPS = 5
+"""Side of a level's blur, in pixels."""
+
 _GRAY = np.array([0.2989, 0.587, 0.114])
 """Weights of red, green and blue in torchvision's gray."""
 
 
 def _colour(
-    pixels: Photo,
     *,
     fn_idx: torch.Tensor,
     brightness_factor: float | None,
     contrast_factor: float | None,
     saturation_factor: float | None,
     hue_factor: float | None,
-) -> Photo:
-    """Brightness, contrast and saturation in the order drawn, as one 3 x 4 matrix over red, green and blue."""
+) -> Colour:
+    """Brightness, contrast and saturation in the order drawn, as one map."""
     if hue_factor is not None:
         raise ValueError("hue is not carried out here")
     factors = (brightness_factor, contrast_factor, saturation_factor)
-    mean = np.array([*cv2.mean(pixels)[:3], 1.0])
-    matrix = np.eye(3, 4)
+    matrix, shift, middle = np.eye(3, 4), np.zeros(3), np.zeros(4)
     for kind in fn_idx.tolist():
         factor = factors[kind] if kind < len(factors) else None
         if factor is None:
             continue
-        if kind == 2:
-            matrix = (factor * np.eye(3) + (1 - factor) * _GRAY) @ matrix
+        if kind == 1:
+            middle = _GRAY @ matrix
+            matrix, shift = factor * matrix, np.full(3, 1 - factor)
             continue
-        middle = float(_GRAY @ matrix @ mean) if kind == 1 else 0.0
-        matrix = factor * matrix
-        matrix[:, 3] += (1 - factor) * middle
-    return cv2.transform(pixels, matrix)
-
-
-def _disturb(pixels: Photo, step: v2.Transform) -> Photo:
-    if isinstance(step, v2.GaussianBlur):
-        sigma = float(step.make_params([])["sigma"][0])
-        return cv2.GaussianBlur(pixels, tuple(step.kernel_size), sigma, borderType=cv2.BORDER_REFLECT_101)
-    noisy: Photo = step(torch.from_numpy(pixels)).numpy()
-    return noisy
+        step = factor * np.eye(3) + ((1 - factor) * _GRAY if kind == 2 else 0.0)
+        matrix, shift = step @ matrix, step @ shift
+    return Colour(matrix, shift, middle)
 
 
 def level_steps(level: str, fill: float) -> list[v2.Transform]:
@@ -197,7 +232,7 @@ def level_steps(level: str, fill: float) -> list[v2.Transform]:
             *flips,
             v2.RandomAffine(180, translate=(0.06, 0.06), scale=(0.8, 1.2), interpolation=bilinear, fill=fill),
             v2.ColorJitter(brightness=0.35, contrast=0.35, saturation=0.25),
-            v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], p=0.3),
+            v2.RandomApply([v2.GaussianBlur(BLUR_TAPS, (0.1, 1.5))], p=0.3),
             # (Noise, not v2.JPEG: torchvision's encoder is deprecated.)
             v2.RandomApply([v2.GaussianNoise(0, 0.03)], p=0.3),
         ]

@@ -28,7 +28,7 @@ from eyetune.train.optim import (
 )
 from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
 from eyetune.train.steps import EpochResult, EpochState, EpochStopped, train_epoch
-from eyetune.train.task import SMALLER_FORWARD, Batches, Task, Validation, enough_memory
+from eyetune.train.task import SMALLER_FORWARD, Batch, Batches, Task, Validation, enough_memory
 
 if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
@@ -129,6 +129,8 @@ class _Trainer:
     network: nn.Module
     train_loader: Batches
     val_loader: Batches | None
+    finish: Callable[[Batch], Batch]
+    """What is left to do to a training batch on the device."""
 
     def __init__(
         self,
@@ -186,6 +188,7 @@ class _Trainer:
                 self.run.write_history(self.progress.history)
         self.train_loader = train_loader
         self.val_loader = val_loader
+        self.finish = train_loader.finish
         self.on_features = features_once
         if features_once and not self._finished():
             with enough_memory(SMALLER_FORWARD):
@@ -263,6 +266,7 @@ class _Trainer:
                     description="" if self.on_features else f"Epoch {epoch + 1}/{self.epochs}",
                     start=start,
                     stop=lambda: pending() is not None,
+                    finish=self.finish,
                 )
             except EpochStopped as stopped:
                 self._save_part(stopped.state)

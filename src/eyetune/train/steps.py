@@ -16,7 +16,7 @@ from eyetune.errors import UserError, listing
 from eyetune.progress import meter
 from eyetune.runtime import whole
 from eyetune.train.optim import Schedule, rates
-from eyetune.train.task import Batches, Task, enough_memory
+from eyetune.train.task import Batch, Batches, Task, enough_memory
 
 if TYPE_CHECKING:
     from eyetune.runtime import Runtime
@@ -91,6 +91,7 @@ def train_epoch(
     description: str = "",
     start: EpochState | None = None,
     stop: Callable[[], bool] = lambda: False,
+    finish: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> EpochResult:
     """Run through `loader` once.
 
@@ -108,6 +109,7 @@ def train_epoch(
             step that was begun. None is from the beginning.
         stop: asked after every batch (with several processes, every step): whether to leave the epoch there. One
             process's wish is enough.
+        finish: what is left to do to a batch on the device (see :meth:`eyetune.data.loader.Loader.finish`).
 
     Raises UserError, naming the images, when the loss or the gradient is NaN or infinite (the step is not taken), and
     when the device has not enough memory for a batch; EpochStopped when `stop` said so.
@@ -128,7 +130,7 @@ def train_epoch(
         for number, batch in enumerate(loader, work.begun.batches):
             ends_step = (number + 1) % accumulate == 0 or number + 1 == total
             size = len(batch["index"])
-            on_device = runtime.to_device(batch)
+            on_device = finish(runtime.to_device(batch))
             kept = _statistics(network) if skip_nonfinite else []
             with runtime.accumulating(network, ends_step), _steady_norms(network, size):
                 with runtime.autocast():

@@ -157,6 +157,7 @@ def check_split(config: Config, strategy: Strategy, runtime: Runtime) -> None:
 def check_settings(config: Config) -> None:
     """Say what is wrong with names and sizes before any image is read: backbone, pool, pixels, augmentation, extras."""
     from eyetune.backbones import find_spec
+    from eyetune.data.on_device import check_on_device
     from eyetune.data.transforms import train_transform
     from eyetune.train.logs import check_available
 
@@ -165,6 +166,8 @@ def check_settings(config: Config) -> None:
     spec.check_pool(config.model.pool)
     spec.check_pixels(config.model.pixels)
     train_transform(spec.preprocess, config.augment)
+    if config.augment_on == "device":
+        check_on_device(config.augment)
 
 
 def prepare_data(config: Config, cache: Cache | None = None, *, splits: Path | None = None) -> Manifest:
@@ -270,7 +273,6 @@ class _Job:
 
     def train(self, *, resumed: bool) -> Run:
         """Train, then score `val` and `test` with the best epoch."""
-        from eyetune.train.features import can_compute_once
         from eyetune.train.loop import fit
         from eyetune.train.run import Run, rebuild
         from eyetune.train.task import ClassificationTask
@@ -289,7 +291,7 @@ class _Job:
             lr=config.learning_rate,
             card=card,
             resume=resumed,
-            features_once=can_compute_once(self.strategy, config.train, config.augment),
+            features_once=self.once,
             settings=config.model_dump(mode="json"),
         )
         card = card.at(fitted.best_epoch, fitted.metric, fitted.best_value)
@@ -332,6 +334,13 @@ class _Job:
         print(f"run folder: {self.folder.path} (metrics.json, predictions/, plots/)")
         print("For research; not a medical device.")
 
+    @property
+    def once(self) -> bool:
+        """Whether the features of an image are computed once, and not in every epoch."""
+        from eyetune.train.features import can_compute_once
+
+        return can_compute_once(self.strategy, self.config.train, self.config.augment)
+
     def loader(self, split: str, *, training: bool) -> Loader:
         """Batches of one split."""
         from eyetune.data.fundus import FundusSettings
@@ -351,6 +360,7 @@ class _Job:
             seed=config.seed,
             cache=self.cache,
             shard=(self.runtime.rank, self.runtime.processes),
+            on_device=config.augment_on == "device" and not self.once,
             prefetch=config.prefetch,
             pin_memory=config.pin_memory,
         )
