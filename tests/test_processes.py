@@ -204,7 +204,10 @@ def test_a_mistake_is_said_once_and_all_leave_with_two(eyes: Path, tmp_path: Pat
     ):
         done = eyetune(eyes, *words, count=2, script=script)
         assert done.stderr.count(message) == 1, done.stderr
-        assert done.stderr.count("exitcode  : 2 ") == 2
+        codes = re.findall(r"exitcode  : (-?\d+) ", done.stderr)
+        # On a busy machine a process may still be starting when the launcher ends it.
+        assert "2" in codes
+        assert set(codes) <= {"2", "-15"}, done.stderr
 
 
 @pytest.mark.slow

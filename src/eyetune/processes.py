@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-TOGETHER_SECONDS = 2.0
+TOGETHER_SECONDS = 5.0
 """How long a process that fails waits for the others to fail alike, so that all leave with the same exit code."""
 
 _STORE_SECONDS = 5.0
