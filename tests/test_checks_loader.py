@@ -159,6 +159,7 @@ def test_the_whole_check(
     assert "one image, one thread" in said
 
 
+@pytest.mark.slow
 def test_a_slow_loader_fails(
     eyes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

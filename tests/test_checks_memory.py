@@ -112,11 +112,13 @@ def test_running_out_of_memory_is_an_answer(manifest: Manifest, monkeypatch: pyt
     assert trial.run(2) is None
 
 
+@pytest.mark.slow
 def test_steps_that_keep_nothing_pass(manifest: Manifest) -> None:
     finding = memory.growth(subject(manifest), Runtime("cpu", "fp32"), 25)
     assert finding.status == Status.PASS, finding.why
 
 
+@pytest.mark.slow
 def test_a_leak_fails(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Tensor] = []
     real = ClassificationTask.loss

@@ -83,6 +83,7 @@ def test_a_run_read_back_predicts_the_same(run: et.Run, cohort: Path) -> None:
     np.testing.assert_allclose(again.predict(paths), before.probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_configuration_in_the_folder_runs_again(run: et.Run, tmp_path: Path) -> None:
     again = et.finetune(et.Config.from_yaml(run.folder.path / "config.yaml", {"out": str(tmp_path / "again")}))
     first = et.Predictions.from_csv(run.folder.predictions_file("test"))
@@ -122,6 +123,7 @@ def test_the_command_line_runs_a_yaml_with_flags(cohort: Path, tmp_path: Path) -
     assert resolved.adapt.model_dump()["r"] == 2
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_scored_again(run: et.Run, capsys: pytest.CaptureFixture[str]) -> None:
     weights = (run.folder.best / "model.safetensors").read_bytes()
     assert main(["finetune", "--resume", str(run.folder.path)]) == 0

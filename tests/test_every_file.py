@@ -185,6 +185,7 @@ def test_a_name_that_is_no_text_comes_back_as_it_is(
     assert (code, rows[0]["image"], rows[0]["error"]) == (0, name, "")
 
 
+@pytest.mark.slow
 def test_what_is_decoded_is_the_same_in_every_verb(
     run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

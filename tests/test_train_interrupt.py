@@ -78,6 +78,7 @@ def assert_same(first: RunDir, second: RunDir) -> None:
     assert all(torch.equal(tensor, best[1].tensors[name]) for name, tensor in best[0].tensors.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapt", "options"), WAYS, ids=NAMES)
 def test_stopped_after_any_batch_it_ends_the_same(
     tmp_path: Path,

@@ -253,7 +253,8 @@ class ClassificationTask:
         loss = float(self.losses(outputs.logits[known], outputs.target[known]).mean()) if bool(known.any()) else None
         none = [None] * len(outputs.index)
         names = [str(int(index)) for index in outputs.index]
-        scores = score(Predictions(names, none, none, outputs.target.numpy(), outputs.logits.numpy(), self.classes))
+        table = Predictions(names, none, none, outputs.target.numpy(), outputs.logits.numpy(), self.classes)
+        scores = score(table, resamples=0)  # intervals are for the end
         metrics = {name: entry["value"] for name, entry in scores["metrics"].items()}
         return Validation(loss, metrics, self._gaps(outputs.target[known]))
 
