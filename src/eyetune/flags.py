@@ -27,6 +27,38 @@ Workers = Annotated[int, Parameter(validator=Number(gte=0))] | Literal["auto"]
 BatchSize = Annotated[int, Parameter(validator=Number(gte=1))]
 Switch = Annotated[bool, Parameter(negative=())]
 
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Computing:
+    """The options of every verb that passes images through a trained network."""
+
+    device: Device = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Precision | None = None
+    """auto, fp32, bf16 or fp16 (default: as in training)."""
+    workers: Workers = "auto"
+    """Processes that read images; auto chooses by the number of processors."""
+    batch_size: BatchSize = 32
+    """Images in one forward pass."""
+    weights: str | None = None
+    """Where the base weights are now, when they moved since training."""
+    no_cache: Switch = False
+    """Keep no prepared images or features on disk, and use none."""
+
+    def loading(self) -> dict[str, Any]:
+        """Those that decide how the network is loaded, as `load_run` takes them."""
+        return {
+            "device": self.device,
+            "precision": self.precision,
+            "weights": self.weights,
+            "cache": not self.no_cache,
+        }
+
+
+#: When nothing is said.
+USUAL = Computing()
+
 #: Short names for what people type most.
 SHORT = {
     "skip_unreadable": "data.skip_unreadable",

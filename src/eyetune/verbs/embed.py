@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eyetune.config import Config
 from eyetune.errors import ConfigError, UserError
 from eyetune.files import atomic
-from eyetune.flags import BatchSize, Device, Precision, Switch, Workers, table_and_images
+from eyetune.flags import USUAL, Computing, Switch, table_and_images
 
 if TYPE_CHECKING:
     from eyetune.backbones import Backbone
@@ -31,13 +31,8 @@ def command(
     data: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-    skip_unreadable: bool = False,
-    device: Device = "auto",
-    precision: Precision | None = None,
-    workers: Workers = "auto",
-    batch_size: BatchSize = 32,
-    weights: str | None = None,
-    no_cache: Switch = False,
+    skip_unreadable: Switch = False,
+    computing: Computing = USUAL,
 ) -> None:
     """Write the backbone's feature of every image, and a CSV of the same name that says which row is which image.
 
@@ -51,12 +46,7 @@ def command(
         image_column: Column of the image names (default: the usual names; without --data, as configured).
         label_column: Column of the labels, if any (default: likewise).
         skip_unreadable: Leave out images that cannot be read, and say which.
-        device: auto, cpu, cuda or mps.
-        precision: auto, fp32, bf16 or fp16 (default: as configured or trained).
-        workers: Processes that read images; auto chooses by the number of processors.
-        batch_size: Images in one forward pass.
-        weights: Where the base weights are now, when they moved since training.
-        no_cache: Keep no prepared images or features on disk, and use none.
+        computing: Device, precision, workers, batch size, weights, cache.
     """
     from eyetune.data.loader import check_readable, make_loader
     from eyetune.data.records import open_manifest
@@ -65,7 +55,7 @@ def command(
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: features are written as .safetensors.")
     made = _of_run if source.is_dir() else _of_config
-    found = made(source, device=device, precision=precision, weights=weights, cache=not no_cache)
+    found = made(source, computing)
     config = found.config
     if data is not None:
         table, images = table_and_images(data)
@@ -76,7 +66,7 @@ def command(
     manifest = check_readable(
         open_manifest(config, labels_required=False),
         skip_unreadable or config.skip_unreadable,
-        workers=workers,
+        workers=computing.workers,
         cache=found.cache,
         settings=found.settings,
     )
@@ -84,9 +74,9 @@ def command(
         manifest,
         found.backbone.preprocess,
         found.settings,
-        batch_size=batch_size,
+        batch_size=computing.batch_size,
         training=False,
-        workers=workers,
+        workers=computing.workers,
         cache=found.cache,
         shard=(found.runtime.rank, found.runtime.processes),
     )
@@ -114,31 +104,32 @@ class _Source:
     cache: Cache | None
 
 
-def _of_run(path: Path, *, device: Device, precision: Precision | None, weights: str | None, cache: bool) -> _Source:
+def _of_run(path: Path, computing: Computing) -> _Source:
     from eyetune.train.run import load_run
 
-    run = load_run(path, device=device, precision=precision, weights=weights, cache=cache)
+    run = load_run(path, **computing.loading())
     model = run.model
     # What training has changed has a fingerprint of its own.
     fingerprint = model.base_fingerprint() if run.strategy.frozen_backbone else model.backbone.fingerprint()
     return _Source(model.backbone, fingerprint, run.settings, run.folder.read_config().data, run.runtime, run.cache)
 
 
-def _of_config(path: Path, *, device: Device, precision: Precision | None, weights: str | None, cache: bool) -> _Source:
+def _of_config(path: Path, computing: Computing) -> _Source:
     from eyetune.backbones import load_backbone
     from eyetune.data.cache import Cache
     from eyetune.data.fundus import FundusSettings
     from eyetune.runtime import Runtime, seed_everything
 
-    if weights is not None:
+    if computing.weights is not None:
         raise ConfigError("--weights is for run folders; a configuration names them itself (model.weights).")
     config = Config.from_yaml(path)
-    runtime = Runtime(config.device if device == "auto" else device, precision or config.precision, config.seed)
+    device = config.device if computing.device == "auto" else computing.device
+    runtime = Runtime(device, computing.precision or config.precision, config.seed)
     seed_everything(config.seed)  # as in training, where the weights are "random"
     model = config.model
     backbone = runtime.place(load_backbone(model.backbone, model.weights, pixels=model.pixels, pool=model.pool))
     settings = FundusSettings.of(config.data, backbone.preprocess)
-    kept = Cache.of(config.data) if cache else None
+    kept = None if computing.no_cache else Cache.of(config.data)
     return _Source(backbone, backbone.fingerprint(), settings, config.data, runtime, kept)
 
 

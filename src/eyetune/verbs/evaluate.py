@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from eyetune.errors import ConfigError, DataError
-from eyetune.flags import BatchSize, Device, Precision, Switch, Workers, table_and_images
+from eyetune.flags import USUAL, Computing, Switch, Workers, table_and_images
 
 if TYPE_CHECKING:
     from eyetune.data.records import Manifest
@@ -27,13 +27,8 @@ def command(
     label_column: str | None = None,
     patient_column: str | None = None,
     eye_column: str | None = None,
-    skip_unreadable: bool = False,
-    device: Device = "auto",
-    precision: Precision | None = None,
-    workers: Workers = "auto",
-    batch_size: BatchSize = 32,
-    weights: str | None = None,
-    no_cache: Switch = False,
+    skip_unreadable: Switch = False,
+    computing: Computing = USUAL,
 ) -> None:
     """Score a run on datasets it was not trained on, next to its own test split.
 
@@ -47,12 +42,7 @@ def command(
         patient_column: Column of the patients (default: likewise).
         eye_column: Column of the eyes (default: likewise).
         skip_unreadable: Leave out images that cannot be read, and say which.
-        device: auto, cpu, cuda or mps.
-        precision: auto, fp32, bf16 or fp16 (default: as in training).
-        workers: Processes that read images; auto chooses by the number of processors.
-        batch_size: Images in one forward pass.
-        weights: Where the base weights are now, when they moved since training.
-        no_cache: Keep no prepared images on disk, and use none.
+        computing: Device, precision, workers, batch size, weights, cache.
     """
     from eyetune.data.loader import check_readable
     from eyetune.terminal import show
@@ -62,7 +52,7 @@ def command(
     named = dict(parse_dataset(word) for word in data)
     if len(named) < len(data):
         raise ConfigError("two --data have the same NAME; each needs its own.")
-    trained = load_run(run, device=device, precision=precision, weights=weights, cache=not no_cache)
+    trained = load_run(run, **computing.loading())
     columns = {
         "image_column": image_column,
         "label_column": label_column,
@@ -74,14 +64,14 @@ def command(
         manifest = check_readable(
             open_dataset(trained, table, images, columns),
             skip_unreadable,
-            workers=workers,
+            workers=computing.workers,
             cache=trained.cache,
             settings=trained.settings,
         )
         if trained.runtime.is_main:
             print("\n".join(f"{name}: {note}" for note in manifest.notes))
         manifests[name] = manifest
-    content = evaluate(trained, manifests, workers=workers, batch_size=batch_size)
+    content = evaluate(trained, manifests, workers=computing.workers, batch_size=computing.batch_size)
     if trained.runtime.is_main:
         show(scores_table(content))
 

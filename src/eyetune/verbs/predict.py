@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from eyetune.errors import DataError, UserError
 from eyetune.files import atomic
-from eyetune.flags import BatchSize, Device, Precision, Switch, Workers
+from eyetune.flags import USUAL, Computing, Workers
 
 if TYPE_CHECKING:
     from eyetune.data.record import Record
@@ -35,12 +35,7 @@ def command(
     out: Path | None = None,
     images: Path | None = None,
     image_column: str | None = None,
-    device: Device = "auto",
-    precision: Precision | None = None,
-    workers: Workers = "auto",
-    batch_size: BatchSize = 32,
-    weights: str | None = None,
-    no_cache: Switch = False,
+    computing: Computing = USUAL,
 ) -> int:
     """Predict photographs with a run: class and probabilities, one row an image.
 
@@ -53,16 +48,11 @@ def command(
         out: CSV file to write (default: standard output).
         images: Folder of the images that tables name.
         image_column: Column of the image names in tables (default: the usual names).
-        device: auto, cpu, cuda or mps.
-        precision: auto, fp32, bf16 or fp16 (default: as in training).
-        workers: Processes that read images; auto chooses by the number of processors.
-        batch_size: Images in one forward pass.
-        weights: Where the base weights are now, when they moved since training.
-        no_cache: Keep no prepared images on disk, and use none.
+        computing: Device, precision, workers, batch size, weights, cache.
     """
     from eyetune.train.run import load_run
 
-    trained = load_run(run, device=device, precision=precision, weights=weights, cache=not no_cache)
+    trained = load_run(run, **computing.loading())
     records = [record for path in paths for record in _records(path, images, image_column)]
     counts = [0, 0]
     with _output(out if trained.runtime.is_main else Path(os.devnull)) as write:
@@ -70,7 +60,7 @@ def command(
         write(columns)
         for start in range(0, len(records), CHUNK):
             chunk = records[start : start + CHUNK]
-            for row in predict_records(trained, chunk, workers=workers, batch_size=batch_size):
+            for row in predict_records(trained, chunk, workers=computing.workers, batch_size=computing.batch_size):
                 write([row[name] for name in columns])
                 counts[bool(row["error"])] += 1
     predicted, refused = counts
