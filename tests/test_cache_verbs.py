@@ -127,6 +127,7 @@ def test_embedding_a_configuration(tmp_path: Path, eyes: Path) -> None:
         np.testing.assert_allclose(features[7], backbone.features(image[None])[0].numpy(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_embedding_a_run_takes_the_adapted_backbone(tmp_path: Path, eyes: Path) -> None:
     config = write_config(tmp_path, eyes, adapt={"kind": "full"}, train={"epochs": 1, "lr": 1e-2, "batch_size": 8})
     run, out = tmp_path / "run", tmp_path / "f.safetensors"

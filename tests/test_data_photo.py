@@ -233,6 +233,7 @@ def weighed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, 
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.slow
 def test_small_files_that_ask_for_much(weighed: dict[str, tuple[float, int, str]], name: str) -> None:
     seconds, megabytes, said = weighed[name]
     assert said == "read (64, 64, 3)" if name in HARMLESS else said.startswith("refused:")

@@ -76,6 +76,7 @@ def test_the_international_scale(lesions: list[Lesion], grade: int) -> None:
     assert grade_of(lesions) == grade
 
 
+@pytest.mark.slow
 def test_every_plan_has_the_grade_its_lesions_give() -> None:
     seen = []
     for patient in range(400):

@@ -156,6 +156,7 @@ def restored(folder: Path, original: dict[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_of_a_thousand_mutations_none_is_accepted(run: RunDir) -> None:
     rng = random.Random(0)
     original = {file.name: file.read_bytes() for file in run.last.iterdir()}

@@ -525,6 +525,7 @@ def test_fit_speaks_a_line_an_epoch(tmp_path: Path, train_images: Manifest, val_
     assert "images/s" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_reading_process_that_dies_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     """As when memory runs out: SIGKILL, and no hang."""
     here = Path(__file__).parent

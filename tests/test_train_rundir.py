@@ -91,6 +91,7 @@ def killed_at(number: int, work: Callable[[], None]) -> bool:
 
 
 @pytest.mark.parametrize("best", [True, False], ids=["a better epoch", "a worse epoch"])
+@pytest.mark.slow
 def test_killed_at_any_moment_last_and_best_belong_together(tmp_path: Path, best: bool) -> None:
     survived = 0
     for number in range(100):
