@@ -67,7 +67,7 @@ def test_a_model_that_fails(
 
 
 def test_the_report_goes_beside_the_run(eyes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eyetune.checks.report import Report
+    from eyetune.findings import Report
     from eyetune.verbs import check
 
     monkeypatch.setattr("eyetune.checks.model.check_model", lambda *_, **__: Report("model", "", []))

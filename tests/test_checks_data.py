@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from eyetune.checks import data as checks
-from eyetune.checks.report import Status
 from eyetune.cli import main
 from eyetune.data.phantom import write_cohort
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
+from eyetune.findings import Status
 
 
 @pytest.fixture(autouse=True)

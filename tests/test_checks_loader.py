@@ -16,12 +16,12 @@ from PIL import Image
 from eyetune.checks import loader as checks
 from eyetune.checks.loader import Cost
 from eyetune.checks.rates import DECODE, READ, Rate
-from eyetune.checks.report import Status
 from eyetune.cli import main
 from eyetune.data import loader as loading
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.phantom import write_cohort
 from eyetune.data.transforms import Normalise
+from eyetune.findings import Status
 
 
 def rate(workers: int, images: float | None, *, prefetch: int = 2, pinned: bool = False, source: str = READ) -> Rate:

@@ -14,11 +14,11 @@ from train_kit import photographs, tiny_model
 from eyetune.adapt.classifier import Classifier
 from eyetune.adapt.strategy import Strategy
 from eyetune.checks import memory
-from eyetune.checks.report import Status
 from eyetune.checks.scale import Point, Scale, line
 from eyetune.checks.subject import Subject
 from eyetune.config import Config
 from eyetune.data.records import Manifest
+from eyetune.findings import Status
 from eyetune.runtime import Runtime
 from eyetune.train.task import ClassificationTask
 

@@ -18,11 +18,11 @@ from eyetune.adapt.strategy import Strategy
 from eyetune.checks import model as checks
 from eyetune.checks.bench import Bench
 from eyetune.checks.gradients import Flow
-from eyetune.checks.report import Finding, Report, Status, carry_out, lines
 from eyetune.checks.subject import Subject, few_images
 from eyetune.config import Config
 from eyetune.data.records import Manifest
 from eyetune.errors import DataError
+from eyetune.findings import Finding, Report, Status, carry_out, lines
 from eyetune.runtime import Runtime
 from eyetune.train import steps
 

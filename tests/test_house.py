@@ -17,7 +17,7 @@ PACKAGE = Path(eyetune.__file__).parent
 FLOORS = [
     {"errors", "processes"},
     {"files", "interrupt", "progress", "terminal"},
-    {"pages", "registry", "runtime", "section", "tensors"},
+    {"findings", "pages", "registry", "runtime", "section", "tensors"},
     {"backbones"},
     {"data", "adapt"},
     {"metrics", "config"},

@@ -18,7 +18,6 @@ from PIL import Image
 
 from eyetune.backbones import find_spec
 from eyetune.checks import plots
-from eyetune.checks.report import Finding, Report, Status, carry_out
 from eyetune.checks.subject import in_turns
 from eyetune.data.cache import Cache, file_digest
 from eyetune.data.config import IGNORE, DataConfig
@@ -28,6 +27,7 @@ from eyetune.data.record import Record
 from eyetune.data.records import Manifest, open_manifest
 from eyetune.data.splits import split
 from eyetune.errors import DataError, listing
+from eyetune.findings import Finding, Report, Status, carry_out
 
 if TYPE_CHECKING:
     from eyetune.backbones import Preprocess

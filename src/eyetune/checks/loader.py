@@ -19,7 +19,6 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 from eyetune.checks import plots
 from eyetune.checks.memory import Trial
 from eyetune.checks.rates import DECODE, READ, Rate
-from eyetune.checks.report import Finding, Report, Status, carry_out
 from eyetune.checks.subject import Subject, in_turns
 from eyetune.data.cache import Cache
 from eyetune.data.config import AugmentConfig
@@ -29,6 +28,7 @@ from eyetune.data.loader import shared_memory as room
 from eyetune.data.photo import read_image
 from eyetune.data.transforms import Fused, Normalise, level_steps, listed_steps
 from eyetune.errors import DataError, UserError
+from eyetune.findings import Finding, Report, Status, carry_out
 from eyetune.progress import duration, meter
 from eyetune.runtime import Runtime
 

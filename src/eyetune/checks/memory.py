@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eyetune.checks import plots
-from eyetune.checks.report import Finding, Report, Status, carry_out
 from eyetune.checks.scale import Point, Scale, line
 from eyetune.checks.subject import FixedBatches, Subject, to_last_phase
 from eyetune.errors import UserError
+from eyetune.findings import Finding, Report, Status, carry_out
 from eyetune.progress import meter
 from eyetune.runtime import Runtime
 from eyetune.train.features import FeatureHead, can_compute_once

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from eyetune.checks import plots
 from eyetune.checks.bench import Bench
 from eyetune.checks.gradients import Flow, digests, gradient_flow
-from eyetune.checks.report import Finding, Report, Status, carry_out
 from eyetune.checks.subject import Subject, few_images, part, to_last_phase
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.loader import make_loader
 from eyetune.errors import UserError, listing
+from eyetune.findings import Finding, Report, Status, carry_out
 from eyetune.runtime import Runtime, seed_everything
 from eyetune.train.features import FeatureHead
 from eyetune.train.optim import build_optimizer

@@ -14,8 +14,8 @@ from eyetune.errors import ConfigError, UserError
 from eyetune.flags import parse
 
 if TYPE_CHECKING:
-    from eyetune.checks.report import Finding, Report
     from eyetune.checks.subject import Subject
+    from eyetune.findings import Finding, Report
 
 PROBLEMS_FOUND = 1
 
@@ -180,7 +180,7 @@ def _start(name: str) -> Callable[[str], None]:
 
 
 def _say(finding: Finding) -> None:
-    from eyetune.checks.report import lines
+    from eyetune.findings import lines
 
     print("\n".join(lines(finding)), flush=True)
 

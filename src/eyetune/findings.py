@@ -1,4 +1,4 @@
-"""Findings of a check: pass or fail, what was measured, what to do; as lines, as JSON."""
+"""Findings of a check or an audit: pass or fail, what was measured, what to do; as lines, as JSON."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All that one `eyetune check` found.
+    """All that one `eyetune check`, or an audit, found.
 
     Attributes:
-        check: "model", "memory", "data" or "loader".
+        check: "model", "memory", "data", "loader" or "audit".
         subject: a line that says what was checked, where.
         findings: in the order they were made.
         pictures: files drawn beside the JSON.
