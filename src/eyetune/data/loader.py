@@ -460,7 +460,7 @@ def check_readable(
     if not skip:
         raise DataError(f"{manifest.source}: {said}\nTo go on without them: --skip-unreadable")
     kept = [record for record, fault in zip(manifest, faults, strict=True) if not fault]
-    return manifest.with_records(kept, f"skipped: {said}")
+    return manifest.without("cannot be read", kept, f"skipped: {said}")
 
 
 def find_faults(

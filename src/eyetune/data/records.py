@@ -27,12 +27,14 @@ class Manifest(Sequence[Record]):
         classes: class names; a record's label is an index into them.
         source: the table, folder or dataset, for messages.
         notes: remarks worth showing once ("label column: diagnosis", "3 unreadable images skipped: …").
+        left_out: what of the source is not among the records: (why, how many images), in the order it happened.
     """
 
     records: tuple[Record, ...]
     classes: tuple[str, ...]
     source: str
     notes: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, int], ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -162,6 +164,11 @@ class Manifest(Sequence[Record]):
     def with_records(self, records: Iterable[Record], *notes: str) -> Manifest:
         """The same manifest with other records, and `notes` added."""
         return replace(self, records=tuple(records), notes=(*self.notes, *notes))
+
+    def without(self, why: str, records: Iterable[Record], *notes: str) -> Manifest:
+        """The manifest with only these of its records, the others counted in `left_out`, and `notes` added."""
+        kept = self.with_records(records, *notes)
+        return replace(kept, left_out=(*self.left_out, (why, len(self) - len(kept))))
 
     def with_classes(self, classes: Sequence[str]) -> Manifest:
         """The same photographs with their labels as indexes into `classes`, matched by name.

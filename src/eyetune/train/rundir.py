@@ -2,11 +2,11 @@
 
 Layout (see docs/configuration.md)::
 
-    config.yaml  environment.json  load_report.json  splits.csv  history.csv  metrics.json
+    config.yaml  environment.json  load_report.json  data.json  splits.csv  history.csv  metrics.json
     checkpoints/best/{model.safetensors, model.json}
     checkpoints/last/{model.safetensors, optimizer.safetensors, random.safetensors, state.json, model.json}
     checkpoints/previous/    while training: the `last` before this one, and in previous/best the `best` before, if new
-    adapter/  predictions/NAME.csv  plots/NAME.png  tensorboard/  report.html
+    adapter/  predictions/NAME.csv  plots/NAME.png  tensorboard/  report.html  MODEL_CARD.md
     .lock     while a process works on the run
 
 Every file arrives whole or not at all. A checkpoint is built in a folder of its own beside the old one and sealed (see
@@ -224,6 +224,16 @@ class RunDir:
         """Folder of the checkpoint before the last; inside it, `best` is the best one of then, if it was another."""
         return self.path / "checkpoints" / "previous"
 
+    @property
+    def report_file(self) -> Path:
+        """The report, one HTML file."""
+        return self.path / "report.html"
+
+    @property
+    def card_file(self) -> Path:
+        """The model card, in Markdown."""
+        return self.path / "MODEL_CARD.md"
+
     def predictions_file(self, name: str) -> Path:
         """Where the predictions on the dataset `name` stand."""
         return self.path / "predictions" / f"{_safe(name)}.csv"
@@ -258,13 +268,38 @@ class RunDir:
 
     def processes(self) -> int:
         """How many processes began the run; 1 when it does not say."""
-        file = self.path / "environment.json"
-        found = read_json(file).get("processes") if file.is_file() else None
+        found = self.read_environment().get("processes")
         return found if isinstance(found, int) and found > 0 else 1
 
     def write_load_report(self, report: Mapping[str, Any]) -> None:
         """Write `load_report.json`: checkpoint to network, key by key."""
         self._json("load_report.json", report)
+
+    def read_environment(self) -> dict[str, Any]:
+        """Read `environment.json`; empty when there is none. Raises RunError when it is damaged."""
+        return self._optional("environment.json")
+
+    def read_load_report(self) -> dict[str, Any]:
+        """Read `load_report.json`; empty when there is none. Raises RunError when it is damaged."""
+        return self._optional("load_report.json")
+
+    def update_data(self, **parts: Any) -> None:
+        """Write `parts` into `data.json`, beside what stands there: mappings join, other values take the old place."""
+        content = self.read_data()
+        for name, value in parts.items():
+            before = content.get(name)
+            content[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, Mapping) else value
+        self._json("data.json", content)
+
+    def read_data(self) -> dict[str, Any]:
+        """Read `data.json`, where the images came from and which were left out; empty when there is none.
+
+        Raises RunError when it is damaged.
+        """
+        return self._optional("data.json")
+
+    def _optional(self, name: str) -> dict[str, Any]:
+        return read_json(self.path / name) if (self.path / name).is_file() else {}
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write `metrics.json`; numbers that are not finite become null."""
@@ -291,11 +326,32 @@ class RunDir:
             writer.writerow({name: value for name, value in row.items() if _finite(value)})
         write_text(self.history_file, text.getvalue())
 
+    def read_splits(self) -> list[dict[str, str]]:
+        """The rows of `splits.csv`, every cell as text; empty when there is none. Raises RunError when damaged."""
+        if not self.splits_file.is_file():
+            return []
+        with (
+            _as_run_error(self.splits_file),
+            open(self.splits_file, encoding="utf-8", errors="surrogateescape", newline="") as stream,
+        ):
+            reader = csv.DictReader(stream)
+            if not {"image", "split"} <= set(reader.fieldnames or ()):
+                raise RunError(f"{self.splits_file} is damaged: it has no columns image and split.")
+            return [{name: cell or "" for name, cell in row.items() if name is not None} for row in reader]
+
+    def read_card(self) -> ModelCard | None:
+        """The card of the best epoch's checkpoint, its tensors not looked at; None when there is no checkpoint.
+
+        Raises RunError when it is damaged.
+        """
+        folder = self._settled(self.best)
+        return None if folder is None else _card(folder, read_marker(folder))
+
     def read_history(self) -> list[dict[str, Any]]:
         """The rows of `history.csv`: numbers as int or float, an empty cell as None. Empty before the first epoch."""
         if not self.history_file.is_file():
             return []
-        with open(self.history_file, encoding="utf-8", newline="") as stream:
+        with _as_run_error(self.history_file), open(self.history_file, encoding="utf-8", newline="") as stream:
             return [{name: _cell(text) for name, text in row.items()} for row in csv.DictReader(stream)]
 
     def _json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -586,6 +642,15 @@ def _lock(path: Path) -> int | None:
             os.write(handle, f"{os.getpid()}\n".encode())
             return handle
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _as_run_error(path: Path) -> Iterator[None]:
+    """A table that is no text, or no table, is a damaged run."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{path} is damaged, or cannot be read ({error}).") from error
 
 
 def _safe(name: str) -> str:

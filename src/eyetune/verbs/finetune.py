@@ -257,6 +257,7 @@ class _Job:
         """What is known before training, into the run folder and on the terminal."""
         from eyetune.adapt.strategy import describe_parameters
         from eyetune.data.splits import write_splits
+        from eyetune.data.summary import summary
 
         self.folder.write_config(self.config)
         self.folder.write_environment(self.runtime.describe())
@@ -265,6 +266,7 @@ class _Job:
         if not self.runtime.is_main:
             return
         write_splits(self.manifest, self.folder.splits_file)
+        self.folder.update_data(**summary(self.manifest))
         for note in self.manifest.notes:
             print(note)
         print(f"backbone: {self.config.model.backbone}, {report.summary() if report else 'untrained weights'}")
