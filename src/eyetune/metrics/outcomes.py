@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+UNTOLD = -2
+"""Target of an image in :class:`Counted`, which knows how many there are and not which."""
+
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
@@ -35,6 +38,10 @@ class Outcomes:
     def take(self, rows: Any) -> Outcomes:
         """These rows (int[M], repeats allowed, or bool[N])."""
         return Outcomes(self.targets[rows], self.probabilities[rows])
+
+    def where(self, rows: NDArray[np.bool_], other: Outcomes) -> Outcomes:
+        """These images, those of `rows` bool[N] with what `other`, of the same images, says of them."""
+        return Outcomes(self.targets, np.where(rows[:, None], other.probabilities, self.probabilities))
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
@@ -135,6 +142,17 @@ class Resample(Outcomes):
     def curve_from(self, k: int) -> Curve:
         """The curve of class >= k against less."""
         return self.base.upward[k].curve(self.counts)
+
+
+class Counted(Outcomes):
+    """Outcomes of which only the confusion matrix is known: enough for metrics of the most probable class."""
+
+    @classmethod
+    def of(cls, confusion: NDArray[np.int64]) -> Counted:
+        """From int64[K, K], rows = truth, columns = prediction."""
+        made = cls(np.broadcast_to(np.int64(UNTOLD), int(confusion.sum())), np.empty((0, len(confusion))))
+        made.__dict__["confusion"] = confusion
+        return made
 
 
 @dataclass(frozen=True, eq=False)
