@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eyetune.metrics.intervals import Clusters, bias_corrected, difference, intervals
-from eyetune.metrics.outcomes import Outcomes, Resample
+from eyetune.metrics.outcomes import Outcomes
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import METRICS, Undefined, generalization, score
 
@@ -40,14 +40,14 @@ def test_a_resample_scores_as_its_images_written_out(name: str, ties: bool) -> N
     for _ in range(20):
         counts = np.bincount(rng.integers(0, 60, 60), minlength=60)
         written_out = Outcomes(*(np.repeat(part, counts, axis=0) for part in (base.targets, base.probabilities)))
-        assert value(name, Resample.of(base, counts)) == pytest.approx(value(name, written_out), abs=1e-12)
+        assert value(name, base.drawn(counts)) == pytest.approx(value(name, written_out), abs=1e-12)
 
 
 def test_a_resample_may_lose_a_class() -> None:
     base = sample(30, 3, seed=0)
     counts = np.where(base.targets == 2, 0, 1)
-    assert value("auroc_macro", Resample.of(base, counts)) == value("auroc_macro", base.take(base.targets != 2))
-    assert value("referable_auroc", Resample.of(sample(30, 5, seed=0), np.zeros(30, dtype=np.int64))) is None
+    assert value("auroc_macro", base.drawn(counts)) == value("auroc_macro", base.take(base.targets != 2))
+    assert value("referable_auroc", sample(30, 5, seed=0).drawn(np.zeros(30, dtype=np.int64))) is None
 
 
 def test_patients_are_drawn_whole_and_each_class_keeps_its_number() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from eyetune.errors import DataError, UserError
-from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions, read_table
+from eyetune.metrics.scores import score
 
 
 def table(**changes: Any) -> Predictions:
@@ -137,3 +138,121 @@ def test_missing_and_unwritable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         table().to_csv(tmp_path / "file" / "p.csv")
+
+
+# -- calls: the class a head's own rule names --------------------------------------------------------------------------
+
+
+def test_calls_are_what_is_predicted_and_come_back_from_the_file(tmp_path: Path) -> None:
+    held = table(calls=np.array([0, 0, 1]))
+    assert held.predicted.tolist() == [0, 0, 1]
+    assert held.probabilities.argmax(axis=1).tolist() == [1, 0, 1]
+    held.to_csv(tmp_path / "p.csv")
+    read = Predictions.from_csv(tmp_path / "p.csv")
+    assert read.calls is not None
+    assert read.predicted.tolist() == [0, 0, 1]
+    assert read.take([2, 0]).predicted.tolist() == [1, 0]
+    assert read.labelled().predicted.tolist() == [0, 1]
+    usual = table(calls=table().predicted)
+    usual.to_csv(tmp_path / "usual.csv")
+    assert Predictions.from_csv(tmp_path / "usual.csv").calls is None
+
+
+def test_scores_follow_the_calls_and_the_calibration_the_probabilities() -> None:
+    targets, logits = np.array([0, 0, 1, 1]), np.array([[2.0, 1], [1, 2], [1, 2], [2, 1]])
+    names = ["a", "b", "c", "d"]
+    parts: dict[str, Any] = {"images": names, "patients": names, "eyes": [None] * 4, "classes": ("0", "1")}
+    plain = Predictions(**parts, targets=targets, logits=logits)
+    called = Predictions(**parts, targets=targets, logits=logits, calls=targets)
+    one, two = (score(one, resamples=50) for one in (plain, called))
+    assert (one["metrics"]["accuracy"]["value"], two["metrics"]["accuracy"]["value"]) == (0.5, 1.0)
+    assert two["confusion_matrix"] == [[2, 0], [0, 2]]
+    assert two["metrics"]["accuracy"]["ci"] == [1.0, 1.0]
+    for name in ("ece", "brier", "nll", "auroc_macro"):
+        assert one["metrics"][name] == two["metrics"][name]
+
+
+# -- labels and numbers ------------------------------------------------------------------------------------------------
+
+
+def labels(**changes: Any) -> LabelPredictions:
+    parts: dict[str, Any] = {
+        "images": ["a", "b", "c"],
+        "patients": ["1", None, "2"],
+        "eyes": [None] * 3,
+        "targets": np.array([[1, 0], [-1, 1], [-1, -1]]),
+        "logits": np.array([[0.1, -800.0], [1 / 3, 800.0], [0.0, -1e-300]]),
+        "labels": ("glaucoma", "dr, any"),
+    }
+    return LabelPredictions(**(parts | changes))
+
+
+def values(**changes: Any) -> ValuePredictions:
+    parts: dict[str, Any] = {
+        "images": ["a", "b", "c"],
+        "patients": ["1", None, "2"],
+        "eyes": ["left", None, None],
+        "targets": np.array([0.1, np.nan, 1 / 3]),
+        "predicted": np.array([0.2, 1e-300, -5.0]),
+        "name": "vcdr",
+    }
+    return ValuePredictions(**(parts | changes))
+
+
+def test_labels_round_trip(tmp_path: Path) -> None:
+    before = labels()
+    before.to_csv(tmp_path / "p.csv")
+    after = read_table(tmp_path / "p.csv")
+    assert isinstance(after, LabelPredictions)
+    assert (after.images, after.patients, after.labels) == (before.images, before.patients, before.labels)
+    assert after.targets.tolist() == before.targets.tolist()
+    assert after.logits.tobytes() == before.logits.tobytes()
+    header = (tmp_path / "p.csv").read_text().splitlines()[0]
+    assert header.startswith('image,patient,eye,target_glaucoma,"target_dr, any",predicted_glaucoma')
+    assert before.labelled().images == ("a", "b")
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_have_probabilities_of_their_own() -> None:
+    found = labels()
+    np.testing.assert_allclose(found.probabilities, 1 / (1 + np.exp(-np.clip(found.logits, -700, 700))), atol=1e-15)
+    assert found.predicted.tolist() == [[1, 0], [1, 1], [0, 0]]
+    one = found.label("glaucoma")
+    assert one.classes == ("no glaucoma", "glaucoma")
+    assert one.targets.tolist() == [1, -1, -1]
+    np.testing.assert_allclose(one.probabilities[:, 1], found.probabilities[:, 0], rtol=1e-12)
+    assert one.predicted.tolist() == found.predicted[:, 0].tolist()
+    with pytest.raises(DataError, match=r"Did you mean 'glaucoma'"):
+        found.label("glaucma")
+
+
+def test_values_round_trip(tmp_path: Path) -> None:
+    before = values()
+    before.to_csv(tmp_path / "p.csv")
+    after = read_table(tmp_path / "p.csv")
+    assert isinstance(after, ValuePredictions)
+    assert after.predicted.tobytes() == before.predicted.tobytes()
+    assert after.targets[[0, 2]].tolist() == [0.1, 1 / 3]
+    assert np.isnan(after.targets[1])
+    assert before.labelled().images == ("a", "c")
+    table().to_csv(tmp_path / "classes.csv")
+    assert isinstance(read_table(tmp_path / "classes.csv"), Predictions)
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (labels, {"targets": np.full((3, 2), 2)}, "0 or 1"),
+        (labels, {"targets": np.zeros((3, 3), np.int64)}, r"targets must be .*\[3, 2\]"),
+        (labels, {"labels": ("a", "a")}, "different names"),
+        (labels, {"logits": np.full((3, 2), np.nan)}, "NaN or infinite outputs for 3 of 3"),
+        (values, {"predicted": np.array([0, np.inf, 0])}, "NaN or infinite outputs for 1 of 3"),
+        (values, {"targets": np.array([0, np.inf, 0])}, "infinite"),
+        (values, {"targets": np.zeros(2)}, r"targets must be one number an image, \[3\]"),
+        (values, {"eyes": []}, "3 images came with 0 eyes"),
+        (table, {"calls": np.array([0, 2, 0])}, r"calls must be one class an image, int\[3\] of 0..1"),
+    ],
+)
+def test_tables_of_other_tasks_refuse_what_does_not_fit(make: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make(**changes)

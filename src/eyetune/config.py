@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 import eyetune.adapt  # noqa: F401 - its strategies register themselves
 from eyetune.adapt.strategy import STRATEGIES, StrategyConfig, adapt_union, parse_adapt
+from eyetune.adapt.task import TaskConfig
 from eyetune.backbones.config import ModelConfig
 from eyetune.data.config import AugmentConfig, DataConfig
 from eyetune.errors import ConfigError, did_you_mean
@@ -29,7 +30,7 @@ else:
     AdaptConfig = adapt_union()
 
 #: The fields of :class:`Config` that have fields of their own.
-SECTIONS = ("model", "data", "adapt", "train")
+SECTIONS = ("model", "data", "task", "adapt", "train")
 
 #: Values of `model.weights` that are not files.
 NOT_FILES = ("hub", "random")
@@ -95,6 +96,7 @@ class Config(Section):
 
     model: ModelConfig = ModelConfig()
     data: DataConfig
+    task: TaskConfig = TaskConfig()
     adapt: AdaptConfig = Field(default_factory=lambda: parse_adapt("lora"), validate_default=False)
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = "medium"

@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from eyetune.metrics.outcomes import Floats, Outcomes, Resample
+from eyetune.metrics.outcomes import Floats, Outcomes
 
 RESAMPLES = 2000
 """How many resamples an interval rests on when nobody says."""
@@ -90,7 +90,7 @@ def intervals(
     """
     values: dict[str, Floats] = {name: np.full(resamples, np.nan) for name in functions}
     for place, counts in enumerate(clusters.draws(resamples, seed)):
-        drawn = Resample.of(outcomes, counts)
+        drawn = outcomes.drawn(counts)
         for name, function in functions.items():
             value = function(drawn)
             if value is not None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from eyetune.metrics.predictions import Predictions
 
 Floats = NDArray[np.float64]
 
@@ -23,10 +26,18 @@ class Outcomes:
     Args:
         targets: int64[N], 0..K-1.
         probabilities: float64[N, K], rows sum to 1.
+        calls: int64[N], 0..K-1: the class called, where that may be another than the most probable one; None: that one.
     """
 
     targets: NDArray[np.int64]
     probabilities: Floats
+    calls: NDArray[np.int64] | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def of(cls, table: Predictions) -> Outcomes:
+        """The outcomes of the rows of a table whose target is known."""
+        known = table.labelled()
+        return Outcomes(known.targets, known.probabilities, calls=known.calls)
 
     @property
     def num_classes(self) -> int:
@@ -37,16 +48,30 @@ class Outcomes:
 
     def take(self, rows: Any) -> Outcomes:
         """These rows (int[M], repeats allowed, or bool[N])."""
-        return Outcomes(self.targets[rows], self.probabilities[rows])
+        calls = None if self.calls is None else self.calls[rows]
+        return Outcomes(self.targets[rows], self.probabilities[rows], calls=calls)
+
+    def drawn(self, counts: NDArray[np.int64]) -> Outcomes:
+        """The same images, image i `counts[i]` times, int64[N]: what a resampling drew."""
+        rows = np.repeat(np.arange(len(self)), counts)
+        calls = None if self.calls is None else self.calls[rows]
+        result = Resample(self.targets[rows], self.probabilities[rows], self, counts, calls=calls)
+        result.__dict__["most_probable"] = self.most_probable[rows]
+        return result
 
     def where(self, rows: NDArray[np.bool_], other: Outcomes) -> Outcomes:
         """These images, those of `rows` bool[N] with what `other`, of the same images, says of them."""
         return Outcomes(self.targets, np.where(rows[:, None], other.probabilities, self.probabilities))
 
     @cached_property
-    def predicted(self) -> NDArray[np.int64]:
-        """int64[N]: the most probable class (the first of equals)."""
+    def most_probable(self) -> NDArray[np.int64]:
+        """int64[N]: the class of the highest probability (the first of equals)."""
         return self.probabilities.argmax(axis=1)
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """int64[N]: what the model calls: `calls`, else the most probable class."""
+        return self.most_probable if self.calls is None else self.calls
 
     @cached_property
     def confusion(self) -> NDArray[np.int64]:
@@ -125,14 +150,6 @@ class Resample(Outcomes):
 
     base: Outcomes
     counts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, base: Outcomes, counts: NDArray[np.int64]) -> Resample:
-        """The images of `base`, image i `counts[i]` times."""
-        rows = np.repeat(np.arange(len(base)), counts)
-        drawn = cls(base.targets[rows], base.probabilities[rows], base, counts)
-        drawn.__dict__["predicted"] = base.predicted[rows]
-        return drawn
 
     @cached_property
     def curves(self) -> tuple[Curve, ...]:

@@ -93,9 +93,8 @@ def roc(predictions: Predictions, path: Path, *, title: str = "", graded: bool |
         title: a line above, for example the dataset's name.
         graded: the classes are the five grades; None = by is_graded_dr.
     """
-    known = predictions.labelled()
     classes = predictions.classes
-    outcomes = Outcomes(known.targets, known.probabilities)
+    outcomes = Outcomes.of(predictions)
     shown = [1] if len(classes) == 2 else list(range(len(classes)))
     if len(shown) > MAX_CURVES:
         shown = sorted(np.argsort(-outcomes.support, kind="stable")[:MAX_CURVES].tolist())

@@ -39,7 +39,7 @@ class Metric:
         function: outcomes (N >= 1) -> value; raises :class:`Undefined` when there is none.
         higher_is_better: the direction.
         low, high: the range, ends included.
-        uses: "predicted" when the most probable class is enough, "probabilities" when they all matter.
+        uses: "predicted" when the class called is enough, "probabilities" when they all matter.
         scope: "any" classes; "ordered" classes only; "graded" = the five grades of diabetic retinopathy only.
         macro: it is an unweighted mean over classes, taken over those that have examples.
     """
@@ -89,7 +89,7 @@ def metric(
 
 @metric("accuracy")
 def accuracy(outcomes: Outcomes) -> float:
-    """Share of images whose most probable class is the true one."""
+    """Share of images whose class is called right."""
     return float(outcomes.confusion.trace() / len(outcomes))
 
 
@@ -174,7 +174,7 @@ def ece(outcomes: Outcomes) -> float:
     """Expected calibration error: |accuracy - confidence| of the most probable class, averaged over the images in
     15 equal-width bins of confidence, upper ends included (Guo et al., 2017)."""
     confidence = outcomes.probabilities.max(axis=1)
-    correct = outcomes.predicted == outcomes.targets
+    correct = outcomes.most_probable == outcomes.targets
     bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(outcomes))
@@ -356,7 +356,7 @@ def score(
     Args:
         predictions: the table; rows with an unknown target are left out and counted in `unlabelled`.
         graded: the classes are the five grades of diabetic retinopathy; None = by :func:`is_graded_dr`.
-        ordered: the order of the classes means something; None = by :func:`is_ordered`.
+        ordered: the order of the classes means something; None = as the table says, else by :func:`is_ordered`.
         resamples: how many the intervals rest on; 0 computes none.
         seed: of the resampling.
 
@@ -372,9 +372,11 @@ def score(
     graded = is_graded_dr(classes) if graded is None else graded
     if graded and len(classes) != len(_GRADE_NAMES):
         raise ValueError(f"graded diabetic retinopathy has five classes, not {len(classes)}")
-    ordered = graded or (is_ordered(classes) if ordered is None else ordered)
+    if ordered is None:
+        ordered = is_ordered(classes) if predictions.ordered is None else predictions.ordered
+    ordered = graded or ordered
     known = predictions.labelled()
-    outcomes = Outcomes(known.targets, known.probabilities)
+    outcomes = Outcomes.of(known)
     metrics = {
         name: _entry(entry, outcomes, classes, ordered) for name, entry in METRICS if entry.scope != "graded" or graded
     }
