@@ -67,6 +67,15 @@ def test_the_run_folder_is_the_contracts(run: et.Run) -> None:
     assert metrics["test"]["metrics"]["qwk"].keys() >= {"value", "ci"}
 
 
+def test_the_run_is_calibrated_on_validation(run: et.Run) -> None:
+    calibration = et.load_run(run.folder.path).calibration
+    assert calibration is not None
+    assert calibration == run.calibration
+    val = et.Predictions.from_csv(run.folder.predictions_file("val"))
+    assert (calibration.fitted_on.dataset, calibration.fitted_on.n) == ("val", len(val))
+    assert calibration.model == run.folder.best_model()
+
+
 def test_patients_stay_together(run: et.Run) -> None:
     lines = (run.folder.path / "splits.csv").read_text().splitlines()[1:]
     where: dict[str, set[str]] = {}
@@ -126,7 +135,10 @@ def test_the_command_line_runs_a_yaml_with_flags(cohort: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_a_finished_run_is_only_scored_again(run: et.Run, capsys: pytest.CaptureFixture[str]) -> None:
     weights = (run.folder.best / "model.safetensors").read_bytes()
+    calibrated = run.folder.calibration_file().read_text()
+    run.folder.calibration_file().write_text("damaged")  # it is fitted anew, as in a run that has none yet
     assert main(["finetune", "--resume", str(run.folder.path)]) == 0
+    assert run.folder.calibration_file().read_text() == calibrated
     assert (run.folder.best / "model.safetensors").read_bytes() == weights
 
 

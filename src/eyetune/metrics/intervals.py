@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +101,38 @@ def intervals(
         estimate = function(outcomes)
         found[name] = None if estimate is None else bias_corrected(values[name], estimate)
     return found
+
+
+Statistic = Callable[[NDArray[np.int64]], Floats]
+"""How often each of N images counts, int64[N] -> M values float64[M], NaN where one is not defined."""
+
+
+def resampled(
+    clusters: Clusters, statistics: Mapping[str, Statistic], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Each statistic's values on the images themselves, each with its 95% interval, all from the same resamples.
+
+    For what is quick once the images are sorted or scored: unlike :func:`intervals`, nothing is copied per resample.
+
+    Returns name -> M times {"value": x or None, "ci": [low, high] or [None, None]}.
+    """
+    once = np.ones(len(clusters.of_image), dtype=np.int64)
+    estimates = {name: statistic(once) for name, statistic in statistics.items()}
+    values = {name: np.empty((resamples, len(found))) for name, found in estimates.items()}
+    for place, counts in enumerate(clusters.draws(resamples, seed)):
+        for name, statistic in statistics.items():
+            values[name][place] = statistic(counts)
+    return {
+        name: [interval_entry(values[name][:, place], value) for place, value in enumerate(found.tolist())]
+        for name, found in estimates.items()
+    }
+
+
+def interval_entry(values: Floats, estimate: float) -> dict[str, Any]:
+    """A value and its 95% interval as metrics.json has them; `values` float64[R] are those of the resamples."""
+    defined = math.isfinite(estimate)
+    ci = bias_corrected(values, estimate) if defined and len(values) else None
+    return {"value": float(estimate) if defined else None, "ci": [None, None] if ci is None else ci}
 
 
 def bias_corrected(values: Floats, estimate: float) -> list[float] | None:

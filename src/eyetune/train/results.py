@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from eyetune.metrics import plots
+from eyetune.metrics.calibration import Calibration, fit_calibration
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import generalization, is_graded_dr, primary_metric, score
 from eyetune.train.rundir import RunDir
@@ -18,6 +19,33 @@ OWN = ("val", "test")
 
 _HEADLINE = ("accuracy", "balanced_accuracy", "qwk", "f1_macro", "auroc_macro")
 _GRADED_HEADLINE = ("accuracy", "balanced_accuracy", "qwk", "auroc_macro", "referable_auroc")
+
+
+def calibrate(folder: RunDir, val: Predictions | None) -> Calibration | None:
+    """Fit the calibration of a trained run on its validation split, write it, and say what came of it.
+
+    Returns None, and says so, when there is no labelled validation image.
+    """
+    found = None if val is None else fit_calibration(val, "val", model=folder.best_model())
+    if found is not None:
+        folder.write_calibration(found)
+    if folder.main:
+        print(calibration_line(found))
+        for warning in found.warnings if found else ():
+            print(f"calibration: {warning}")
+    return found
+
+
+def calibration_line(calibration: Calibration | None) -> str:
+    """A calibration in one line."""
+    if calibration is None:
+        return "calibration: none, for no validation image has a label; probabilities stay as the network gives them"
+    temperature, sample = calibration.temperature, calibration.fitted_on
+    low, high = temperature.ci
+    interval = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+    return (
+        f"calibration: temperature {temperature.value:.2f}{interval}, fitted on {sample.n} images of {sample.dataset}"
+    )
 
 
 def add_scores(folder: RunDir, tables: Mapping[str, Predictions]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from eyetune.data.loader import Workers, make_loader
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
 from eyetune.errors import RunError, UserError
+from eyetune.metrics.calibration import Calibration
 from eyetune.metrics.predictions import Predictions
 from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
 from eyetune.train.features import FeatureHead, compute_once
@@ -63,6 +65,28 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the logits."""
         return self.card.classes
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What was fitted on the validation split: the temperature of the probabilities, operating points and the
+        rest. None for a run without labelled validation images, or one that has none yet (`finetune --resume` adds it).
+
+        Raises RunError when calibration.json is damaged or was fitted for other weights or classes.
+        """
+        return self.calibration_for(None)
+
+    def calibration_for(self, site: str | None) -> Calibration | None:
+        """The calibration fitted on a site's own images (see `eyetune calibrate`); of None, the run's own.
+
+        Raises as :attr:`calibration`, and RunError when there is none for the site.
+        """
+        found = self.folder.read_calibration(site)
+        if found is not None and found.classes != self.classes:
+            raise RunError(
+                f"{self.folder.calibration_file(site)} is for the classes {', '.join(found.classes)}; the run's are "
+                f"{', '.join(self.classes)}. It belongs to another run."
+            )
+        return found
 
     def predictions(self, manifest: Manifest, *, workers: Workers = "auto", batch_size: int = 32) -> Predictions:
         """Predict every record of a manifest, in its order, exactly once.

@@ -7,6 +7,7 @@ Layout (see docs/configuration.md)::
     checkpoints/last/{model.safetensors, optimizer.safetensors, random.safetensors, state.json, model.json}
     checkpoints/previous/    while training: the `last` before this one, and in previous/best the `best` before, if new
     adapter/  predictions/NAME.csv  plots/NAME.png  tensorboard/  report.html  MODEL_CARD.md
+    calibration.json  calibration/SITE.json
     .lock     while a process works on the run
 
 Every file arrives whole or not at all. A checkpoint is built in a folder of its own beside the old one and sealed (see
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from eyetune.config import Config
+    from eyetune.metrics.calibration import Calibration
     from eyetune.metrics.predictions import Predictions
 
 MODEL = "model.safetensors"
@@ -54,6 +56,8 @@ OPTIMIZER = "optimizer.safetensors"
 RANDOM = "random.safetensors"
 GRADIENTS = "gradients.safetensors"
 STATE = "state.json"
+
+CALIBRATION = "calibration.json"
 
 LOCK = ".lock"
 
@@ -242,6 +246,14 @@ class RunDir:
         """Where the plot `name` stands."""
         return self.path / "plots" / f"{_safe(name)}.png"
 
+    def calibration_file(self, site: str | None = None) -> Path:
+        """Where the run's own calibration stands, or that for a site."""
+        return self.path / (CALIBRATION if site is None else f"calibration/{_safe(site)}.json")
+
+    def calibrations(self) -> dict[str, Path]:
+        """Every site calibration there is, by the site's name."""
+        return {file.stem: file for file in sorted((self.path / "calibration").glob("*.json"))}
+
     def predictions(self) -> dict[str, Path]:
         """Every predictions file there is, by dataset name."""
         return {file.stem: file for file in sorted((self.path / "predictions").glob("*.csv"))}
@@ -313,6 +325,44 @@ class RunDir:
         """Write `predictions/NAME.csv`."""
         if self.main:
             predictions.to_csv(self.predictions_file(name))
+
+    def write_calibration(self, calibration: Calibration, site: str | None = None) -> None:
+        """Write `calibration.json`, or `calibration/SITE.json`."""
+        if self.main:
+            write_json(self.calibration_file(site), calibration.to_dict())
+
+    def read_calibration(self, site: str | None = None) -> Calibration | None:
+        """The run's own calibration, None where it has none; or that for a site.
+
+        Raises RunError when it is damaged, of other weights or classes than the best checkpoint's, or when there is
+        none for the site.
+        """
+        from eyetune.metrics.calibration import read_calibration
+
+        file = self.calibration_file(site)
+        if site is not None and not file.is_file():
+            known = self.calibrations()
+            names = f" There are: {', '.join(known)}." if known else ""
+            raise RunError(
+                f"{self.path} has no calibration for {site!r}.{did_you_mean(site, known)}{names} Fit one with: "
+                f"eyetune calibrate {self.path} --data {site}=TABLE"
+            )
+        if not file.is_file():
+            return None
+        again = f"eyetune finetune --resume {self.path}" if site is None else f"eyetune calibrate {self.path} --data …"
+        try:
+            calibration = read_calibration(read_json(file))
+        except (RunError, ValueError) as error:
+            said = str(error) if isinstance(error, RunError) else f"{file} is damaged: {error}."
+            raise RunError(f"{said} Fit it again with: {again}") from error
+        if calibration.model != self.best_model():
+            raise RunError(f"{file} was fitted for other weights than {self.best} holds. Fit it again with: {again}")
+        return calibration
+
+    def best_model(self) -> str | None:
+        """SHA-256 of the best checkpoint's tensors; None where its marker (of the first EyeTune) does not say."""
+        found = read_marker(self.best).get("files", {}).get(MODEL, {}).get("sha256")
+        return found if isinstance(found, str) else None
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write `history.csv` anew: a row an epoch, the union of the rows' columns in order of appearance."""

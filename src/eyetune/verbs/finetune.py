@@ -316,7 +316,7 @@ class _Job:
     def score(self, run: Run, fitted: FitResult) -> None:
         """Predict and score val and test with the best epoch, draw the plots, say what came of it."""
         from eyetune.metrics import plots
-        from eyetune.train.results import OWN, add_scores, scores_table
+        from eyetune.train.results import OWN, add_scores, calibrate, scores_table
 
         size = self.config.train.batch_size
         tables = {
@@ -324,6 +324,7 @@ class _Job:
             for name in OWN
             if name in self.manifest.splits
         }
+        run.calibration = calibrate(self.folder, tables.get("val"))
         content = add_scores(self.folder, tables)
         if not self.folder.main:
             return
