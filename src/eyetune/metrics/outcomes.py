@@ -34,7 +34,7 @@ class Outcomes:
     calls: NDArray[np.int64] | None = field(default=None, kw_only=True)
 
     @classmethod
-    def of(cls, table: Predictions) -> Outcomes:
+    def of_table(cls, table: Predictions) -> Outcomes:
         """The outcomes of the rows of a table whose target is known."""
         known = table.labelled()
         return Outcomes(known.targets, known.probabilities, calls=known.calls)
@@ -61,7 +61,10 @@ class Outcomes:
 
     def where(self, rows: NDArray[np.bool_], other: Outcomes) -> Outcomes:
         """These images, those of `rows` bool[N] with what `other`, of the same images, says of them."""
-        return Outcomes(self.targets, np.where(rows[:, None], other.probabilities, self.probabilities))
+        probabilities = np.where(rows[:, None], other.probabilities, self.probabilities)
+        if self.calls is None and other.calls is None:
+            return Outcomes(self.targets, probabilities)
+        return Outcomes(self.targets, probabilities, calls=np.where(rows, other.predicted, self.predicted))
 
     @cached_property
     def most_probable(self) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eyetune.metrics.intervals import LEVEL, RESAMPLES, Clusters
-from eyetune.metrics.outcomes import Counted, Floats, Outcomes, Resample
+from eyetune.metrics.outcomes import Counted, Floats, Outcomes
 from eyetune.metrics.scores import REFERABLE_GRADE, Metric, Undefined
 
 PERMUTATIONS = 9_999
@@ -276,7 +276,7 @@ def resampled(
     for place, counts in enumerate(clusters.draws(resamples, seed)):
         for name, seeds in models.items():
             try:
-                values[name][place] = _mean(metric, [Resample.of(outcomes, counts) for outcomes in seeds])
+                values[name][place] = _mean(metric, [outcomes.drawn(counts) for outcomes in seeds])
             except Undefined:
                 continue
     return values

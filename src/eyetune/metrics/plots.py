@@ -94,7 +94,7 @@ def roc(predictions: Predictions, path: Path, *, title: str = "", graded: bool |
         graded: the classes are the five grades; None = by is_graded_dr.
     """
     classes = predictions.classes
-    outcomes = Outcomes.of(predictions)
+    outcomes = Outcomes.of_table(predictions)
     shown = [1] if len(classes) == 2 else list(range(len(classes)))
     if len(shown) > MAX_CURVES:
         shown = sorted(np.argsort(-outcomes.support, kind="stable")[:MAX_CURVES].tolist())

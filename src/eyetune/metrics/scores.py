@@ -376,7 +376,7 @@ def score(
         ordered = is_ordered(classes) if predictions.ordered is None else predictions.ordered
     ordered = graded or ordered
     known = predictions.labelled()
-    outcomes = Outcomes.of(known)
+    outcomes = Outcomes.of_table(known)
     metrics = {
         name: _entry(entry, outcomes, classes, ordered) for name, entry in METRICS if entry.scope != "graded" or graded
     }
