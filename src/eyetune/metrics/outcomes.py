@@ -168,7 +168,7 @@ class Counted(Outcomes):
     """Outcomes of which only the confusion matrix is known: enough for metrics of the most probable class."""
 
     @classmethod
-    def of(cls, confusion: NDArray[np.int64]) -> Counted:
+    def counting(cls, confusion: NDArray[np.int64]) -> Counted:
         """From int64[K, K], rows = truth, columns = prediction."""
         made = cls(np.broadcast_to(np.int64(UNTOLD), int(confusion.sum())), np.empty((0, len(confusion))))
         made.__dict__["confusion"] = confusion

@@ -380,7 +380,7 @@ def _exchange_counts(
         found = np.empty(len(counts))
         for place, one in enumerate(np.rint(counts).astype(np.int64).reshape(-1, k, k)):
             try:
-                found[place] = metric(Counted.of(one))
+                found[place] = metric(Counted.counting(one))
             except Undefined:
                 found[place] = np.nan
         return found
