@@ -17,18 +17,23 @@ PACKAGE = Path(eyetune.__file__).parent
 FLOORS = [
     {"errors", "processes"},
     {"files", "interrupt", "progress", "terminal"},
-    {"findings", "pages", "registry", "runtime", "section", "tensors"},
+    {"findings", "memory", "pages", "registry", "runtime", "section", "tensors"},
     {"backbones"},
     {"data", "adapt"},
     {"metrics", "config"},
     {"train", "flags"},
-    {"clip", "checks"},
+    {"clip", "checks", "comparison"},
     {"verbs"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # A verb is a story of its own; only these are told with other verbs (`check` tries what `finetune` would build).
-STORYTELLERS = {"demo": {"finetune", "evaluate", "data"}, "search": {"finetune"}, "check": {"finetune"}}
+STORYTELLERS = {
+    "demo": {"finetune", "evaluate", "data"},
+    "search": {"finetune"},
+    "check": {"finetune"},
+    "compare": {"finetune", "evaluate"},
+}
 
 HEAVY = ("torch", "numpy", "pandas", "timm", "peft", "cv2", "sklearn", "matplotlib", "transformers", "PIL")
 

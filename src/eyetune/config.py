@@ -104,7 +104,7 @@ class Config(Section):
     augment_on: Literal["cpu", "device"] = "cpu"
     """Where the levels of augment are carried out: by the processes that load (cpu), or on the device by the batch."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of splits, weights, order, augmentation and dropout."""
+    """Seed of splits (unless data.split_seed is given), weights, order, augmentation and dropout."""
     out: Path = Path("runs/eyetune")
     """The run folder, new or empty."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -122,6 +122,11 @@ class Config(Section):
     def learning_rate(self) -> float:
         """`train.lr`, or the strategy's own."""
         return self.train.lr if self.train.lr is not None else self.adapt.default_lr
+
+    @property
+    def split_seed(self) -> int:
+        """`data.split_seed`, or the run's seed."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
 
     @classmethod
     def from_yaml(

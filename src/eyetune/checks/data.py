@@ -100,7 +100,7 @@ def open_for_checking(config: Config) -> Manifest:
             return _with_leaks(config.data)
         except DataError:
             raise error from None
-    return split(found, config.data.val, config.data.test, config.seed)
+    return split(found, config.data.val, config.data.test, config.split_seed)
 
 
 def _with_leaks(data: DataConfig) -> Manifest:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import gc
 import math
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +27,7 @@ from eyetune.checks.scale import Point, Scale, line
 from eyetune.checks.subject import FixedBatches, Subject, to_last_phase
 from eyetune.errors import UserError
 from eyetune.findings import Finding, Report, Status, carry_out
+from eyetune.memory import peak, start_anew
 from eyetune.progress import meter
 from eyetune.runtime import Runtime
 from eyetune.train.features import FeatureHead, can_compute_once
@@ -205,12 +204,13 @@ class Trial:
         device = self.runtime.device.type
         try:
             images = self._batch(batch)
-            _reset_peak(device)
+            if device != "cpu":  # there, in a process of its own, loading counts too: it has to fit as well
+                start_anew(device)
             self.steps([images])  # which makes the optimizer's states
             begin = time.perf_counter()
             self.steps([images] * 2)
             seconds = (time.perf_counter() - begin) / 2
-            return Point(batch, self.checkpointing, _peak(device), seconds)
+            return Point(batch, self.checkpointing, peak(device), seconds)
         except (UserError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -272,27 +272,6 @@ def _out_of_memory(error: Exception) -> bool:
     return (
         isinstance(cause, torch.OutOfMemoryError) or "out of memory" in str(cause) or "not enough memory" in str(cause)
     )
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(device: str) -> int:
-    """Most memory so far: of the GPU since the last reset, else of this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if device == "mps":
-        return torch.mps.driver_allocated_memory()  # what the driver once gave stays until the cache is emptied
-    try:
-        # (Not getrusage: on Linux its maximum begins with that of the process that started this one.)
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
 
 
 def free_memory(device: str) -> int:

@@ -44,6 +44,8 @@ class DataConfig(Section):
     """Share of the images cut for validation when the data has no val split."""
     test: float = Field(default=0.1, ge=0, lt=1)
     """Share of the images cut for the test when the data has no test split."""
+    split_seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Seed of the cut alone: other trainings on the same splits. Not given: the run's `seed`."""
     crop: bool = True
     """Crop to the field of view, the lit disc on its dark surround."""
     contrast: Contrast = "none"

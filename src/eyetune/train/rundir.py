@@ -3,6 +3,7 @@
 Layout (see docs/configuration.md)::
 
     config.yaml  environment.json  load_report.json  data.json  splits.csv  history.csv  metrics.json
+    cost.json
     checkpoints/best/{model.safetensors, model.json}
     checkpoints/last/{model.safetensors, optimizer.safetensors, random.safetensors, state.json, model.json}
     checkpoints/previous/    while training: the `last` before this one, and in previous/best the `best` before, if new
@@ -294,6 +295,14 @@ class RunDir:
     def read_load_report(self) -> dict[str, Any]:
         """Read `load_report.json`; empty when there is none. Raises RunError when it is damaged."""
         return self._optional("load_report.json")
+
+    def write_cost(self, content: Mapping[str, Any]) -> None:
+        """Write `cost.json` (see cost.Cost)."""
+        self._json("cost.json", content)
+
+    def read_cost(self) -> dict[str, Any]:
+        """Read `cost.json`; empty when there is none. Raises RunError when it is damaged."""
+        return self._optional("cost.json")
 
     def update_data(self, **parts: Any) -> None:
         """Write `parts` into `data.json`, beside what stands there: mappings join, other values take the old place."""

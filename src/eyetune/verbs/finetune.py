@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from eyetune.data.loader import Loader
     from eyetune.data.records import Manifest
     from eyetune.runtime import Runtime
+    from eyetune.train.cost import Cost
     from eyetune.train.loop import FitResult
     from eyetune.train.run import Run
     from eyetune.train.rundir import ModelCard, RunDir
@@ -61,6 +62,7 @@ def finetune(config: Config) -> Run:
     """
     from eyetune.data.cache import Cache
     from eyetune.runtime import Runtime
+    from eyetune.train.cost import Cost
     from eyetune.train.rundir import RunDir
 
     runtime = Runtime(config.device, config.precision, config.seed)
@@ -72,8 +74,8 @@ def finetune(config: Config) -> Run:
     manifest = prepare_data(config, cache)
     model, strategy = build_model(config, manifest.classes)
     folder = RunDir.create(config.out, runtime.is_main)
-    with folder.in_use():
-        job = _Job(config, manifest, model, strategy, folder, runtime, cache)
+    with folder.in_use(), Cost(folder, runtime) as cost:
+        job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
         job.describe()
         return job.train(resumed=False)
 
@@ -90,6 +92,7 @@ def resume(path: str | Path, *, previous: bool = False) -> Run:
     """
     from eyetune.data.cache import Cache
     from eyetune.runtime import Runtime
+    from eyetune.train.cost import Cost
     from eyetune.train.rundir import RunDir
 
     folder = RunDir.open(path)
@@ -106,10 +109,11 @@ def resume(path: str | Path, *, previous: bool = False) -> Run:
         cache = Cache.of(config.data)
         manifest = prepare_data(config, cache, splits=folder.splits_file if begun else None)
         model, strategy = build_model(config, manifest.classes)
-        job = _Job(config, manifest, model, strategy, folder, runtime, cache)
-        if not begun:
-            job.describe()
-        return job.train(resumed=True)
+        with Cost(folder, runtime) as cost:
+            job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
+            if not begun:
+                job.describe()
+            return job.train(resumed=True)
 
 
 def share_batch(config: Config, before: int, runtime: Runtime) -> Config:
@@ -197,7 +201,7 @@ def prepare_data(config: Config, cache: Cache | None = None, *, splits: Path | N
     if splits is not None:
         manifest = read_splits(splits, manifest)
     else:
-        manifest = split(manifest, config.data.val, config.data.test, config.seed)
+        manifest = split(manifest, config.data.val, config.data.test, config.split_seed)
     manifest.check_trainable()
     return manifest
 
@@ -252,6 +256,7 @@ class _Job:
     folder: RunDir
     runtime: Runtime
     cache: Cache | None
+    cost: Cost
 
     def describe(self) -> None:
         """What is known before training, into the run folder and on the terminal."""
@@ -281,6 +286,7 @@ class _Job:
 
         config = self.config
         card = model_card(config, self.manifest.classes, self.model)
+        self.cost.training_begins()
         fitted = fit(
             self.model,
             self.strategy,
@@ -296,6 +302,7 @@ class _Job:
             features_once=self.once,
             settings=config.model_dump(mode="json"),
         )
+        self.cost.training_ends(fitted, self.model, len(self.manifest.select("train")))
         card = card.at(fitted.best_epoch, fitted.metric, fitted.best_value)
         model, strategy = self.model, self.strategy
         if config.train.fsdp:  # to predict, it fits whole, and nothing of it has to wait for other processes
