@@ -22,7 +22,7 @@ FLOORS = [
     {"data", "adapt"},
     {"metrics", "config"},
     {"train", "flags"},
-    {"clip", "checks", "comparison"},
+    {"clip", "checks", "comparison", "heatmaps"},
     {"verbs"},
     {"cli"},
 ]
