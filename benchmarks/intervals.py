@@ -17,6 +17,7 @@ import numpy as np
 from common import machine, markdown
 
 from eyetune.metrics.intervals import RESAMPLES, Clusters, intervals
+from eyetune.metrics.metric import of_task
 from eyetune.metrics.outcomes import Outcomes
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import METRICS, score
@@ -71,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     print(machine())
     large, _ = study(200_000, seed=10**6)
-    truth = {name: entry(large) for name, entry in METRICS}
+    truth = {name: entry(large) for name, entry in of_task("classification").items()}
     with ProcessPoolExecutor() as pool:
         runs = [
             [pool.submit(held, options.patients, seed, truth, by_patient) for seed in range(options.studies)]

@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eyetune.metrics.outcomes import Floats, Outcomes
+from eyetune.metrics.outcomes import Floats
 
 RESAMPLES = 2000
 """How many resamples an interval rests on when nobody says."""
@@ -27,6 +27,13 @@ LEVEL = 0.95
 
 FEWEST_DEFINED = 0.95
 """Share of the resamples that must give a metric a value for it to have an interval."""
+
+
+class Scorable(Protocol):
+    """N images with their truth and what a model said of each: outcomes of any task."""
+
+    def drawn(self, counts: NDArray[np.int64]) -> Any:
+        """The same images, image i `counts[i]` times, int64[N]."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,9 @@ class Clusters:
 
 
 def intervals(
-    outcomes: Outcomes,
+    outcomes: Scorable,
     clusters: Clusters,
-    functions: Mapping[str, Callable[[Outcomes], float | None]],
+    functions: Mapping[str, Callable[[Any], float | None]],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,

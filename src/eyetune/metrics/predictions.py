@@ -269,7 +269,7 @@ class LabelPredictions(Table):
         """int64[N, L]: 1 where the probability is above 0.5."""
         import numpy as np
 
-        result = (self.logits > 0).astype(np.int64)
+        result = (self.probabilities > 0.5).astype(np.int64)
         result.flags.writeable = False
         return result
 

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eyetune.metrics.intervals import LEVEL, RESAMPLES, Clusters, difference, intervals
+from eyetune.metrics.intervals import RESAMPLES, Clusters, difference
+from eyetune.metrics.labels import THRESHOLD as LABEL_THRESHOLD
+from eyetune.metrics.labels import LabelOutcomes, rarest_label
+from eyetune.metrics.metric import METRICS, Metric, Undefined, add_intervals, macro, metric, of_task
 from eyetune.metrics.outcomes import Curve, Floats, Outcomes
-from eyetune.metrics.predictions import Predictions
-from eyetune.registry import Registry
+from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
+from eyetune.metrics.table import Table
+from eyetune.metrics.values import ValueOutcomes
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Undefined",
+    "better",
+    "generalization",
+    "is_graded_dr",
+    "is_ordered",
+    "metric",
+    "primary_metric",
+    "referable_curve",
+    "score",
+]
 
 REFERABLE_GRADE = 2
 """Referable diabetic retinopathy: grade 2 (moderate) or worse on the international scale (Wilkinson et al., 2003)."""
@@ -24,64 +41,6 @@ REFERABLE_THRESHOLD = 0.5
 
 CALIBRATION_BINS = 15
 """Equal-width bins of confidence in the expected calibration error, as in Guo et al., 2017."""
-
-
-class Undefined(Exception):
-    """A metric has no value for these outcomes; the text is the reason, put for a reader of the scores."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric.
-
-    Args:
-        name: as in metrics.json.
-        function: outcomes (N >= 1) -> value; raises :class:`Undefined` when there is none.
-        higher_is_better: the direction.
-        low, high: the range, ends included.
-        uses: "predicted" when the class called is enough, "probabilities" when they all matter.
-        scope: "any" classes; "ordered" classes only; "graded" = the five grades of diabetic retinopathy only.
-        macro: it is an unweighted mean over classes, taken over those that have examples.
-    """
-
-    name: str
-    function: Callable[[Outcomes], float]
-    higher_is_better: bool
-    low: float
-    high: float
-    uses: Literal["predicted", "probabilities"]
-    scope: Literal["any", "ordered", "graded"]
-    macro: bool
-
-    def __call__(self, outcomes: Outcomes) -> float:
-        """The value, finite. Raises :class:`Undefined` with the reason when there is none."""
-        if not len(outcomes):
-            raise Undefined("no image has a known class")
-        value = float(self.function(outcomes))
-        if not math.isfinite(value):
-            raise Undefined("the value is not finite")
-        return value
-
-
-METRICS: Registry[Metric] = Registry("metric", "eyetune.metrics")
-
-
-def metric(
-    name: str,
-    *,
-    higher_is_better: bool = True,
-    low: float = 0.0,
-    high: float = 1.0,
-    uses: Literal["predicted", "probabilities"] = "predicted",
-    scope: Literal["any", "ordered", "graded"] = "any",
-    macro: bool = False,
-) -> Callable[[Callable[[Outcomes], float]], Metric]:
-    """Register the decorated function as the metric `name`: the arguments are those of :class:`Metric`."""
-
-    def decorate(function: Callable[[Outcomes], float]) -> Metric:
-        return METRICS.add(name, Metric(name, function, higher_is_better, low, high, uses, scope, macro))
-
-    return decorate
 
 
 # --- from the confusion matrix -----------------------------------------------------------------------------------
@@ -96,7 +55,7 @@ def accuracy(outcomes: Outcomes) -> float:
 @metric("balanced_accuracy", macro=True)
 def balanced_accuracy(outcomes: Outcomes) -> float:
     """Mean recall over the classes that have examples (Brodersen et al., 2010; scikit-learn, adjusted=False)."""
-    return _macro(outcomes.recall)
+    return macro(outcomes.recall)
 
 
 @metric("kappa", low=-1.0)
@@ -113,22 +72,22 @@ def qwk(outcomes: Outcomes) -> float:
     return _weighted_kappa(outcomes, (grades[:, None] - grades[None, :]) ** 2)
 
 
-@metric("precision_macro", macro=True)
+@metric("precision_macro", macro=True, labels=True)
 def precision_macro(outcomes: Outcomes) -> float:
     """Mean precision over the classes that have examples; 0 for one that is never predicted, as in scikit-learn."""
-    return _macro(np.where(outcomes.support > 0, outcomes.precision, np.nan))
+    return macro(np.where(outcomes.support > 0, outcomes.precision, np.nan))
 
 
-@metric("recall_macro", macro=True)
+@metric("recall_macro", macro=True, labels=True)
 def recall_macro(outcomes: Outcomes) -> float:
     """Mean recall over the classes that have examples: the balanced accuracy under its other name."""
-    return _macro(outcomes.recall)
+    return macro(outcomes.recall)
 
 
-@metric("f1_macro", macro=True)
+@metric("f1_macro", macro=True, labels=True)
 def f1_macro(outcomes: Outcomes) -> float:
     """Mean F1 over the classes that have examples."""
-    return _macro(outcomes.f1)
+    return macro(outcomes.f1)
 
 
 @metric("precision_weighted")
@@ -152,18 +111,18 @@ def f1_weighted(outcomes: Outcomes) -> float:
 # --- from the ranking --------------------------------------------------------------------------------------------
 
 
-@metric("auroc_macro", uses="probabilities", macro=True)
+@metric("auroc_macro", uses="probabilities", macro=True, labels=True)
 def auroc_macro(outcomes: Outcomes) -> float:
     """Mean area under the ROC curve, each class against the rest; for two classes, that of the second one."""
-    return _macro(outcomes.auroc, "a ROC curve needs examples of at least two classes")
+    return macro(outcomes.auroc, "a ROC curve needs examples of at least two classes")
 
 
-@metric("auprc_macro", uses="probabilities", macro=True)
+@metric("auprc_macro", uses="probabilities", macro=True, labels=True)
 def auprc_macro(outcomes: Outcomes) -> float:
     """Mean average precision, each class against the rest, over the classes that have examples."""
-    if np.count_nonzero(outcomes.support) < 2:
-        raise Undefined("a precision-recall curve needs examples of at least two classes")
-    return _macro(outcomes.auprc)
+    # Where every image is of the class, its precision is 1 whatever the model says.
+    informative = np.where(outcomes.support < len(outcomes), outcomes.auprc, np.nan)
+    return macro(informative, "a precision-recall curve needs examples of at least two classes")
 
 
 # --- from the probabilities --------------------------------------------------------------------------------------
@@ -257,13 +216,6 @@ def _both_sides(curve: Curve) -> Curve:
     return curve
 
 
-def _macro(values: Floats, reason: str = "no class has examples") -> float:
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        raise Undefined(reason)
-    return float(defined.mean())
-
-
 def _by_support(outcomes: Outcomes, values: Floats) -> float:
     present = outcomes.support > 0
     return float((values[present] * outcomes.support[present]).sum() / len(outcomes))
@@ -344,7 +296,7 @@ def better(name: str, a: float | None, b: float | None) -> bool:
 
 
 def score(
-    predictions: Predictions,
+    predictions: Table,
     *,
     graded: bool | None = None,
     ordered: bool | None = None,
@@ -361,88 +313,91 @@ def score(
         seed: of the resampling.
 
     Returns:
-        `n` (images scored), `unlabelled`, `patients` (different ones; None when no row names one), `classes`,
+        `task`, `n` (images scored), `unlabelled`, `patients` (different ones; None when no row names one),
         `metrics` {name: {"value": x, "ci": [low, high]}}, `intervals` (how they came about: see
-        :mod:`eyetune.metrics.intervals`), `per_class` {class: {precision, recall (= sensitivity),
-        specificity, f1, auroc, auprc, support}}, `confusion_matrix` (rows = truth), and for grades `referable`
-        (from which grade, at which threshold). A value that is not defined is None, with its `reason`; a mean over
-        classes that had to leave some out has a `note` that names them. JSON-serialisable, without NaN.
+        :mod:`eyetune.metrics.intervals`), and by task:
+        classification: `classes`, `per_class` {class: {precision, recall (= sensitivity), specificity, f1, auroc,
+        auprc, support}}, `confusion_matrix` (rows = truth), and for grades `referable` (from which grade, at which
+        threshold);
+        multilabel: `labels`, `threshold`, and `per_label` {label: the same as for a classification of two classes};
+        regression: `target`, what the number is called.
+        A value that is not defined is None, with its `reason`; a mean over classes that had to leave some out has a
+        `note` that names them. JSON-serialisable, without NaN.
     """
+    if isinstance(predictions, LabelPredictions):
+        return _score_labels(predictions, resamples, seed)
+    if isinstance(predictions, ValuePredictions):
+        return _score_values(predictions, resamples, seed)
+    if not isinstance(predictions, Predictions):
+        raise TypeError(f"nothing is known of how to score {type(predictions).__name__}")
     classes = predictions.classes
     graded = is_graded_dr(classes) if graded is None else graded
     if graded and len(classes) != len(_GRADE_NAMES):
         raise ValueError(f"graded diabetic retinopathy has five classes, not {len(classes)}")
     if ordered is None:
         ordered = is_ordered(classes) if predictions.ordered is None else predictions.ordered
-    ordered = graded or ordered
     known = predictions.labelled()
     outcomes = Outcomes.of_table(known)
     metrics = {
-        name: _entry(entry, outcomes, classes, ordered) for name, entry in METRICS if entry.scope != "graded" or graded
+        name: entry.entry(outcomes, classes)
+        if graded or ordered or entry.scope != "ordered"
+        else {"value": None, "ci": [None, None], "reason": "the classes have no order that is known"}
+        for name, entry in of_task("classification").items()
+        if entry.scope != "graded" or graded
     }
-    patients = {patient for patient in known.patients if patient is not None}
-    result: dict[str, Any] = {
-        "n": len(known),
-        "unlabelled": len(predictions) - len(known),
-        "patients": len(patients) or None,
+    result = _counted(predictions, known) | {
         "classes": list(classes),
         "metrics": metrics,
         "per_class": _per_class(outcomes, classes),
         "confusion_matrix": outcomes.confusion.tolist(),
     }
     if resamples and len(known):
-        result["intervals"] = _add_intervals(metrics, outcomes, known.patients, resamples, seed)
+        clusters = Clusters.of(known.patients, known.targets)
+        method = f"{_BOOTSTRAP}, stratified by class"
+        result["intervals"] = add_intervals(metrics, outcomes, clusters, resamples=resamples, seed=seed, method=method)
     if graded:
         result["referable"] = {"grade_at_least": REFERABLE_GRADE, "threshold": REFERABLE_THRESHOLD}
     return result
 
 
-def _entry(entry: Metric, outcomes: Outcomes, classes: Sequence[str], ordered: bool) -> dict[str, Any]:
-    result: dict[str, Any] = {"value": None, "ci": [None, None]}
-    if entry.scope == "ordered" and not ordered:
-        return result | {"reason": "the classes have no order that is known"}
-    try:
-        result["value"] = entry(outcomes)
-    except Undefined as reason:
-        return result | {"reason": str(reason)}
-    absent = [name for name, support in zip(classes, outcomes.support, strict=True) if not support]
-    if entry.macro and absent:
-        result["note"] = f"the mean leaves out classes without examples: {', '.join(absent)}"
-    return result
+_BOOTSTRAP = "bias-corrected percentile bootstrap"
 
 
-def _add_intervals(
-    metrics: Mapping[str, dict[str, Any]],
-    outcomes: Outcomes,
-    patients: Sequence[str | None],
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Put an interval to every metric that has a value; returns what the intervals are."""
-    clusters = Clusters.of(patients, outcomes.targets)
-    functions = {name: _or_none(METRICS.get(name)) for name, entry in metrics.items() if entry["value"] is not None}
-    for name, found in intervals(outcomes, clusters, functions, resamples=resamples, seed=seed).items():
-        if found is None:
-            metrics[name]["ci_reason"] = "too many resamples leave it without a value"
-        else:
-            metrics[name]["ci"] = found
+def _counted(table: Table, known: Table) -> dict[str, Any]:
+    """What is said of every table first; `known` are its rows with a target."""
+    patients = {patient for patient in known.patients if patient is not None}
     return {
-        "level": LEVEL,
-        "method": "bias-corrected percentile bootstrap, stratified by class",
-        "unit": clusters.unit,
-        "resamples": resamples,
-        "seed": seed,
+        "task": table.task,
+        "n": len(known),
+        "unlabelled": len(table) - len(known),
+        "patients": len(patients) or None,
     }
 
 
-def _or_none(entry: Metric) -> Callable[[Outcomes], float | None]:
-    def value(outcomes: Outcomes) -> float | None:
-        try:
-            return entry(outcomes)
-        except Undefined:
-            return None
+def _score_labels(table: LabelPredictions, resamples: int, seed: int) -> dict[str, Any]:
+    known = table.labelled()
+    outcomes = LabelOutcomes.of_table(known)
+    metrics = {name: entry.entry(outcomes, table.labels, "labels") for name, entry in of_task("multilabel").items()}
+    result = _counted(table, known) | {"labels": list(table.labels), "threshold": LABEL_THRESHOLD, "metrics": metrics}
+    if resamples and len(known):
+        clusters = Clusters.of(known.patients, rarest_label(known.targets))
+        method = f"{_BOOTSTRAP}, stratified by the rarest label present"
+        result["intervals"] = add_intervals(metrics, outcomes, clusters, resamples=resamples, seed=seed, method=method)
+    alone = {name: score(table.label(name), resamples=resamples, seed=seed) for name in table.labels}
+    return result | {"per_label": alone}
 
-    return value
+
+def _score_values(table: ValuePredictions, resamples: int, seed: int) -> dict[str, Any]:
+    known = table.labelled()
+    outcomes = ValueOutcomes.of_table(known)
+    metrics = {name: entry.entry(outcomes) for name, entry in of_task("regression").items()}
+    result = _counted(table, known) | {"target": table.name, "metrics": metrics}
+    if resamples and len(known):
+        clusters = Clusters.of(known.patients, np.zeros(len(known), dtype=np.int64))
+        result["intervals"] = add_intervals(
+            metrics, outcomes, clusters, resamples=resamples, seed=seed, method=_BOOTSTRAP
+        )
+    return result
 
 
 def _per_class(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
@@ -487,7 +442,7 @@ def generalization(
             name: {
                 key: _gap(key, inside[key], outside)
                 for key, outside in scores[name]["metrics"].items()
-                if key in inside
+                if key in inside and not METRICS.get(key).descriptive
             }
             for name in names
         },
