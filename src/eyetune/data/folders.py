@@ -29,7 +29,7 @@ def read(root: Path, *, classes: Sequence[str] | None, labels_required: bool) ->
     names = sorted({name for _, folder in places for name in _folders(folder)}, key=natural)
     if not names:
         return _unlabelled(root, places, classes, labels_required)
-    order = tuple(str(name) for name in classes) if classes is not None else tuple(names)
+    order = tuple(str(name) for name in classes) if classes else tuple(names)
     unknown = [name for name in names if name not in order]
     if unknown and labels_required:
         raise DataError(

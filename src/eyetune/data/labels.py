@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from eyetune.errors import DataError, did_you_mean, listing
 
 MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "null"})
+AS_THEY_STAND: tuple[str, ...] = ()
+"""In the place of classes: take the labels of the source as they are, for a label map to read."""
+
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -31,18 +34,23 @@ def encode(
     """Class indices for `cells`, the classes, and notes.
 
     Numbers are the indices 0..K-1 themselves (`3.0` counts as 3); anything else names its class. With `classes` given,
-    a cell must be one of those names, or, when none of the cells is, an index into them.
+    a cell must be one of those names, or, when none of the cells is, an index into them. With :data:`AS_THEY_STAND`
+    every different cell is a class of its own name, numbers too.
 
     Raises DataError for empty cells when `required`, words among numbers, fractions, and labels outside the classes.
     """
     faults: list[str] = []
+    notes: list[str]
     known = [(_plain(cell), row) for cell, row in zip(cells, rows, strict=True) if not is_missing(cell)]
     empty = [row for cell, row in zip(cells, rows, strict=True) if is_missing(cell)]
     if empty and required:
         faults.append(f"{len(empty)} rows have no label; fill them in or remove them:\n{listing(empty)}")
-    if classes is not None:
+    if classes == AS_THEY_STAND:
+        names = tuple(sorted({cell for cell, _ in known}, key=natural))
+        mapping, found, notes = {name: index for index, name in enumerate(names)}, [], []
+    elif classes is not None:
         mapping, names, found = _given(known, tuple(str(name) for name in classes))
-        notes: list[str] = []
+        notes = []
     else:
         mapping, names, found, notes = _found(known)
     faults += found
