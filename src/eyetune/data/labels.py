@@ -40,6 +40,7 @@ def encode(
     Raises DataError for empty cells when `required`, words among numbers, fractions, and labels outside the classes.
     """
     faults: list[str] = []
+    found: list[str]
     notes: list[str]
     known = [(_plain(cell), row) for cell, row in zip(cells, rows, strict=True) if not is_missing(cell)]
     empty = [row for cell, row in zip(cells, rows, strict=True) if is_missing(cell)]

@@ -82,15 +82,17 @@ def intervals(
     clusters: Clusters,
     functions: Mapping[str, Callable[[Any], float | None]],
     *,
+    ends: Mapping[str, Callable[[Floats, float], list[float] | None]] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, list[float] | None]:
-    """A 95% interval for each function of the outcomes, as :func:`bias_corrected` makes it.
+    """A 95% interval for each function of the outcomes.
 
     Args:
         outcomes: N >= 1 images.
         clusters: of the same images.
         functions: name -> outcomes to a finite value, None when it is not defined for them.
+        ends: name -> (values of the resamples, value) -> its interval; :func:`bias_corrected` where nothing is said.
         resamples: how many.
         seed: of the resampling.
 
@@ -103,10 +105,11 @@ def intervals(
             value = function(drawn)
             if value is not None:
                 values[name][place] = value
-    found = {}
+    found: dict[str, list[float] | None] = {}
     for name, function in functions.items():
         estimate = function(outcomes)
-        found[name] = None if estimate is None else bias_corrected(values[name], estimate)
+        make = (ends or {}).get(name, bias_corrected)
+        found[name] = None if estimate is None else make(values[name], estimate)
     return found
 
 
@@ -159,6 +162,26 @@ def bias_corrected(values: Floats, estimate: float) -> list[float] | None:
     ends = [normal.cdf(shift + normal.inv_cdf(tail)) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)]
     low, high = np.percentile(defined, [100 * end for end in ends])
     return [float(low), float(high)]
+
+
+def bias_allowing(
+    values: Floats, estimate: float, low: float = -math.inf, high: float = math.inf
+) -> list[float] | None:
+    """[low, high] of an estimate that small samples push to one side; arguments as for :func:`bias_corrected`.
+
+    Average precision and the expected calibration error come out too high on few images, and too high again on
+    resamples of them. The bias that the resamples show is an estimate itself, mostly too small a one: shifting the
+    interval by it leaves the true value out too often, on both sides. So the end on the side of the bias is moved by
+    twice of it, as :func:`bias_corrected` moves percentiles, and the other end stays: estimate - 2 bias - 1.96 SE to
+    estimate + 1.96 SE for a bias upwards, within the range `low`..`high` of the metric. By simulation this holds the
+    true value in 94% to 97% of the studies where percentiles do in 23% to 93% (docs/benchmarks.md).
+    """
+    defined = values[~np.isnan(values)]
+    if not len(defined) or len(defined) < FEWEST_DEFINED * len(values):
+        return None
+    bias = 2 * (float(defined.mean()) - estimate)
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * float(defined.std(ddof=1) if len(defined) > 1 else 0.0)
+    return [max(low, estimate - max(bias, 0.0) - reach), min(high, estimate - min(bias, 0.0) + reach)]
 
 
 def difference(

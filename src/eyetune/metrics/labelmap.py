@@ -98,6 +98,8 @@ class LabelMap:
             "logits": np.log(np.clip(shares, np.finfo(np.float64).tiny, 1.0)),
             "targets": np.where(predictions.targets < 0, predictions.targets, place[predictions.targets]),
             "classes": self.classes,
+            "calls": None if predictions.calls is None else place[predictions.calls],
+            "ordered": None,
         }
         return replace(predictions, **changes)
 
@@ -150,10 +152,11 @@ def parse(word: str | Mapping[str, Any], classes: Sequence[str], where: str = "-
             wrong.append(f"{label}: {target}{did_you_mean(target or '', [*final, *classes])}")
         found[label] = inside
     if wrong:
+        known = ", ".join(dict.fromkeys([*final, *classes]))
         raise ConfigError(
-            f"{where}: {len(wrong)} labels are sent to what is no class of the run ({', '.join(classes)})"
-            f"{'' if merged is None else f' nor of {", ".join(final)}'}. To leave images out, write null; to join "
-            f"classes of the run, use a word ({', '.join(PRESETS)}) or `ours:` in a file.\n{listing(wrong)}"
+            f"{where}: {len(wrong)} labels are sent to what is no class of the run; there are {known}. To leave images "
+            f"out, write null; to join classes of the run, use a word ({', '.join(PRESETS)}) or `ours:` in a file.\n"
+            f"{listing(wrong)}"
         )
     return LabelMap(found, merged, final)
 
@@ -281,7 +284,7 @@ def _read_file(path: Path, where: str) -> Mapping[str, Any]:
     if len(text) > 1 << 20:
         raise ConfigError(f"{where}: {path} is larger than any label map.")
     try:
-        content = yaml.load(text, Loader=_AsText)
+        content = yaml.load(text, Loader=_AsText)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: {path} is not YAML: {' '.join(str(error).split())[:200]}.") from error
     if not isinstance(content, Mapping) or not content:
@@ -290,7 +293,7 @@ def _read_file(path: Path, where: str) -> Mapping[str, Any]:
 
 
 class _AsText(yaml.SafeLoader):
-    """YAML whose words stay words (a label called `no`, `on` or `01` is no truth value and no number), each key once."""
+    """YAML whose words stay words (a label `no`, `on` or `01` is no truth value and no number), each key once."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the parser's own attribute
         first: [pair for pair in pairs if pair[0] == "tag:yaml.org,2002:null"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eyetune.metrics.intervals import LEVEL, Clusters, Scorable, intervals
+from eyetune.metrics.intervals import LEVEL, Clusters, Scorable, bias_allowing, bias_corrected, intervals
 from eyetune.metrics.outcomes import Floats
 from eyetune.registry import Registry
 
@@ -40,6 +40,7 @@ class Metric:
         macro: it is an unweighted mean over classes (labels), taken over those that have examples.
         labels: of classes, and of labels as well: the same mean over labels in place of classes.
         descriptive: says how results are, not how good: it cannot choose an epoch, and is not held against another's.
+        biased: few images push it to one side, which its interval has to allow for.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     macro: bool
     labels: bool = False
     descriptive: bool = False
+    biased: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -74,6 +76,12 @@ class Metric:
             return self(outcomes)
         except Undefined:
             return None
+
+    def interval(self, values: Floats, estimate: float) -> list[float] | None:
+        """[low, high] of the value `estimate`, from float64[R] values of its resamples (NaN where there is none)."""
+        if self.biased:
+            return bias_allowing(values, estimate, self.low, self.high)
+        return bias_corrected(values, estimate)
 
     def entry(self, outcomes: Any, names: Sequence[str] = (), what: str = "classes") -> dict[str, Any]:
         """The value as metrics.json has it, without its interval: a reason where there is none, a note where the mean
@@ -104,11 +112,12 @@ def metric(
     macro: bool = False,
     labels: bool = False,
     descriptive: bool = False,
+    biased: bool = False,
 ) -> Callable[[Callable[[Any], float]], Metric]:
     """Register the decorated function as the metric `name`: the arguments are those of :class:`Metric`."""
 
     def decorate(function: Callable[[Any], float]) -> Metric:
-        made = Metric(name, function, higher_is_better, low, high, uses, scope, macro, labels, descriptive)
+        made = Metric(name, function, higher_is_better, low, high, uses, scope, macro, labels, descriptive, biased)
         return METRICS.add(name, made)
 
     return decorate
@@ -135,12 +144,38 @@ def add_intervals(
     resamples: int,
     seed: int,
     method: str,
+    also: Mapping[str, tuple[Metric, dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Put an interval to every metric that has a value; returns what the intervals are."""
-    functions = {name: METRICS.get(name).or_none for name, entry in metrics.items() if entry["value"] is not None}
-    for name, found in intervals(outcomes, clusters, functions, resamples=resamples, seed=seed).items():
-        if found is None:
-            metrics[name]["ci_reason"] = "too many resamples leave it without a value"
+    """Put an interval to every metric that has a value; returns what the intervals are.
+
+    Args:
+        metrics: name -> entry, of registered metrics.
+        outcomes, clusters, resamples, seed: as for :func:`eyetune.metrics.intervals.intervals`.
+        method: in words.
+        also: further values by any name: how they are computed, and their entries.
+    """
+    named = {name: (METRICS.get(name), entry) for name, entry in metrics.items()} | dict(also or {})
+    defined = {name: pair for name, pair in named.items() if pair[1]["value"] is not None}
+    found = intervals(
+        outcomes,
+        clusters,
+        {name: one.or_none for name, (one, _) in defined.items()},
+        ends={name: one.interval for name, (one, _) in defined.items()},
+        resamples=resamples,
+        seed=seed,
+    )
+    for name, (_, entry) in defined.items():
+        ends = found[name]
+        if ends is None:
+            entry["ci_reason"] = "too many resamples leave it without a value"
         else:
-            metrics[name]["ci"] = found
-    return {"level": LEVEL, "method": method, "unit": clusters.unit, "resamples": resamples, "seed": seed}
+            entry["ci"] = ends
+    biased = [name for name in metrics if METRICS.get(name).biased]
+    return {
+        "level": LEVEL,
+        "method": method,
+        "allowing_for_bias": biased,
+        "unit": clusters.unit,
+        "resamples": resamples,
+        "seed": seed,
+    }

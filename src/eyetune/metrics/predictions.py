@@ -192,12 +192,12 @@ def _read_classes(cells: Cells) -> Predictions:
     targets = _class_column(cells, "target", classes)
     parts = (*cells.known(), np.array(targets, dtype=np.int64), np.array(logits), classes)
     try:
-        table = Predictions(*parts)
+        table = Predictions(*parts, traits=cells.traits())
         if "predicted" not in cells.header:
             return table
         said = np.array(_class_column(cells, "predicted", classes), dtype=np.int64)
         said = np.where(said == UNKNOWN, table.predicted, said)
-        return table if np.array_equal(said, table.predicted) else Predictions(*parts, calls=said)
+        return table if np.array_equal(said, table.predicted) else replace(table, calls=said)
     except DataError as error:
         raise DataError(f"{cells.path}: {error}") from error
 
@@ -327,7 +327,7 @@ def _read_labels(cells: Cells) -> LabelPredictions:
     targets = cells.numbers([TARGET + name for name in labels], "a target", empty=UNKNOWN)
     logits = cells.numbers([LOGIT + name for name in labels], "a logit")
     try:
-        return LabelPredictions(*cells.known(), np.array(targets), np.array(logits), labels)
+        return LabelPredictions(*cells.known(), np.array(targets), np.array(logits), labels, traits=cells.traits())
     except DataError as error:
         raise DataError(f"{cells.path}: {error}") from error
 
@@ -402,7 +402,7 @@ def _read_values(cells: Cells) -> ValuePredictions:
     targets = np.array(cells.numbers(["target"], "the target", empty=float("nan"))).reshape(-1)
     predicted = np.array(cells.numbers(["predicted"], "the prediction")).reshape(-1)
     try:
-        return ValuePredictions(*cells.known(), targets, predicted)
+        return ValuePredictions(*cells.known(), targets, predicted, traits=cells.traits())
     except DataError as error:
         raise DataError(f"{cells.path}: {error}") from error
 

@@ -117,7 +117,7 @@ def auroc_macro(outcomes: Outcomes) -> float:
     return macro(outcomes.auroc, "a ROC curve needs examples of at least two classes")
 
 
-@metric("auprc_macro", uses="probabilities", macro=True, labels=True)
+@metric("auprc_macro", uses="probabilities", macro=True, labels=True, biased=True)
 def auprc_macro(outcomes: Outcomes) -> float:
     """Mean average precision, each class against the rest, over the classes that have examples."""
     # Where every image is of the class, its precision is 1 whatever the model says.
@@ -128,7 +128,7 @@ def auprc_macro(outcomes: Outcomes) -> float:
 # --- from the probabilities --------------------------------------------------------------------------------------
 
 
-@metric("ece", higher_is_better=False, uses="probabilities")
+@metric("ece", higher_is_better=False, uses="probabilities", biased=True)
 def ece(outcomes: Outcomes) -> float:
     """Expected calibration error: |accuracy - confidence| of the most probable class, averaged over the images in
     15 equal-width bins of confidence, upper ends included (Guo et al., 2017)."""
@@ -317,8 +317,8 @@ def score(
         `metrics` {name: {"value": x, "ci": [low, high]}}, `intervals` (how they came about: see
         :mod:`eyetune.metrics.intervals`), and by task:
         classification: `classes`, `per_class` {class: {precision, recall (= sensitivity), specificity, f1, auroc,
-        auprc, support}}, `confusion_matrix` (rows = truth), and for grades `referable` (from which grade, at which
-        threshold);
+        auprc, support}}, `per_class_ci` {class: {the same: [low, high], or None}}, `confusion_matrix` (rows = truth),
+        and for grades `referable` (from which grade, at which threshold);
         multilabel: `labels`, `threshold`, and `per_label` {label: the same as for a classification of two classes};
         regression: `target`, what the number is called.
         A value that is not defined is None, with its `reason`; a mean over classes that had to leave some out has a
@@ -354,7 +354,13 @@ def score(
     if resamples and len(known):
         clusters = Clusters.of(known.patients, known.targets)
         method = f"{_BOOTSTRAP}, stratified by class"
-        result["intervals"] = add_intervals(metrics, outcomes, clusters, resamples=resamples, seed=seed, method=method)
+        also = _class_metrics(result["per_class"])
+        result["intervals"] = add_intervals(
+            metrics, outcomes, clusters, resamples=resamples, seed=seed, method=method, also=also
+        )
+        result["per_class_ci"] = {
+            name: {column: also[f"{column} {name}"][1].get("ci") for column in CLASS_COLUMNS} for name in classes
+        }
     if graded:
         result["referable"] = {"grade_at_least": REFERABLE_GRADE, "threshold": REFERABLE_THRESHOLD}
     return result
@@ -372,6 +378,20 @@ def _counted(table: Table, known: Table) -> dict[str, Any]:
         "unlabelled": len(table) - len(known),
         "patients": len(patients) or None,
     }
+
+
+def sample(known: Table) -> tuple[Any, Clusters]:
+    """The outcomes of a table whose every row is labelled, and what is drawn as one when it is resampled.
+
+    Patients are drawn within strata: of their highest class, of their rarest label; for numbers all together.
+    """
+    if isinstance(known, LabelPredictions):
+        return LabelOutcomes.of_table(known), Clusters.of(known.patients, rarest_label(known.targets))
+    if isinstance(known, ValuePredictions):
+        return ValueOutcomes.of_table(known), Clusters.of(known.patients, np.zeros(len(known), dtype=np.int64))
+    if not isinstance(known, Predictions):
+        raise TypeError(f"nothing is known of how to score {type(known).__name__}")
+    return Outcomes.of_table(known), Clusters.of(known.patients, known.targets)
 
 
 def _score_labels(table: LabelPredictions, resamples: int, seed: int) -> dict[str, Any]:
@@ -400,17 +420,34 @@ def _score_values(table: ValuePredictions, resamples: int, seed: int) -> dict[st
     return result
 
 
+CLASS_COLUMNS = ("precision", "recall", "specificity", "f1", "auroc", "auprc")
+"""What is said of each class on its own; names of :class:`Outcomes`."""
+
+
+def _class_metrics(
+    per_class: Mapping[str, Mapping[str, float | int | None]],
+) -> dict[str, tuple[Metric, dict[str, Any]]]:
+    """Every value of every class as a metric of its own, with an entry for its interval."""
+    found: dict[str, tuple[Metric, dict[str, Any]]] = {}
+    for k, (name, values) in enumerate(per_class.items()):
+        for column in CLASS_COLUMNS:
+            # NaN counts as no value.
+            one = Metric(
+                column,
+                lambda outcomes, column=column, k=k: getattr(outcomes, column)[k],
+                *(True, 0.0, 1.0, "probabilities", "any", False),
+                biased=column == "auprc",
+            )
+            found[f"{column} {name}"] = one, {"value": values[column]}
+    return found
+
+
 def _per_class(outcomes: Outcomes, classes: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
     never_seen = (outcomes.support == 0) & (outcomes.confusion.sum(axis=0) == 0)
-    columns: dict[str, Floats] = {
-        # Neither seen nor predicted: 0 would be a verdict on nothing.
-        "precision": np.where(never_seen, np.nan, outcomes.precision),
-        "recall": outcomes.recall,
-        "specificity": outcomes.specificity,
-        "f1": outcomes.f1,
-        "auroc": outcomes.auroc,
-        "auprc": np.where(outcomes.support < len(outcomes), outcomes.auprc, np.nan),
-    }
+    columns: dict[str, Floats] = {column: getattr(outcomes, column) for column in CLASS_COLUMNS}
+    # Neither seen nor predicted: 0 would be a verdict on nothing.
+    columns["precision"] = np.where(never_seen, np.nan, outcomes.precision)
+    columns["auprc"] = np.where(outcomes.support < len(outcomes), outcomes.auprc, np.nan)
     return {
         name: {column: None if math.isnan(values[k]) else float(values[k]) for column, values in columns.items()}
         | {"support": int(outcomes.support[k])}

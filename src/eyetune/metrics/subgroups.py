@@ -7,22 +7,23 @@ between separate patients that of an unpaired one.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from eyetune.data.labels import is_missing, natural
 from eyetune.errors import ConfigError, DataError
-from eyetune.metrics.intervals import RESAMPLES, Clusters
-from eyetune.metrics.outcomes import Floats, Outcomes, Resample
-from eyetune.metrics.scores import METRICS, interval_of, score, value_or_none
-
-if TYPE_CHECKING:
-    from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.intervals import RESAMPLES, bias_corrected
+from eyetune.metrics.metric import METRICS
+from eyetune.metrics.outcomes import Floats
+from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.scores import sample, score
+from eyetune.metrics.table import Table
 
 FEWEST = 10
 """Images a group needs for its scores to be shown."""
@@ -62,7 +63,9 @@ class Grouping:
             except ValueError:
                 numbers = (math.nan,)
             if not column or any(not math.isfinite(n) for n in numbers) or list(numbers) != sorted(set(numbers)):
-                raise ConfigError(f"--by {word!r}: write a column, or COLUMN:EDGE:EDGE with rising numbers (age:40:60).")
+                raise ConfigError(
+                    f"--by {word!r}: write a column, or COLUMN:EDGE:EDGE with rising numbers (age:40:60)."
+                )
             found.append(cls(column, numbers))
         if twice := [one.column for one in found if [other.column for other in found].count(one.column) > 1]:
             raise ConfigError(f"--by names the column {twice[0]!r} twice.")
@@ -103,7 +106,7 @@ def groups(grouping: Grouping, cells: Sequence[str | None]) -> tuple[list[str], 
 
 
 def subgroups(
-    predictions: Predictions,
+    predictions: Table,
     grouping: Grouping,
     cells: Sequence[str | None],
     *,
@@ -126,7 +129,7 @@ def subgroups(
         and `bins` for numbers that were cut. The interval is of the difference between those two groups.
     """
     known = predictions.labelled()
-    names, bins = groups(grouping, [cells[row] for row in np.flatnonzero(predictions.targets >= 0)])
+    names, bins = groups(grouping, [cell for cell, kept in zip(cells, predictions.known, strict=True) if kept])
     order = list(bins) if bins else sorted(set(names) - {UNKNOWN}, key=natural)
     order += [UNKNOWN] * (UNKNOWN in names)
     rows = {name: np.flatnonzero(np.array([one == name for one in names])) for name in order}
@@ -141,45 +144,40 @@ def subgroups(
     for name, entry in found.items():
         for key, metric in entry["metrics"].items():
             if metric["value"] is not None:
-                metric["ci"] = interval_of(key, values[name][key], metric["value"]) or [None, None]
+                metric["ci"] = METRICS.get(key).interval(values[name][key], metric["value"]) or [None, None]
     result: dict[str, Any] = {"groups": found, "gap": _gaps(found, values)}
     return result | ({"bins": bins} if bins else {})
 
 
-def _too_small(part: Predictions) -> str | None:
+def _too_small(part: Table) -> str | None:
     if len(part) < FEWEST:
         return f"fewer than {FEWEST} images"
-    if len(set(part.targets.tolist())) == 1:
+    if isinstance(part, Predictions) and len(set(part.targets.tolist())) == 1:
         return f"all images are of class {part.classes[part.targets[0]]}"
     return None
 
 
 def _resampled(
-    known: Predictions, rows: Mapping[str, Any], found: Mapping[str, Any], resamples: int, seed: int
+    known: Table, rows: Mapping[str, Any], found: Mapping[str, Any], resamples: int, seed: int
 ) -> dict[str, dict[str, Floats]]:
     """float64[resamples] of each metric in each group, NaN where it has no value; the same draws in every group."""
-    whole = Outcomes(known.targets, known.probabilities)
+    whole, clusters = sample(known)
     parts = {name: whole.take(rows[name]) for name, entry in found.items() if entry["metrics"]}
-    functions = {
-        name: {
-            key: value_or_none(METRICS.get(key))
-            for key, metric in found[name]["metrics"].items()
-            if metric["value"] is not None
-        }
-        for name in parts
+    defined = {
+        name: [key for key, metric in found[name]["metrics"].items() if metric["value"] is not None] for name in parts
     }
-    values = {name: {key: np.full(resamples, np.nan) for key in functions[name]} for name in parts}
+    values = {name: {key: np.full(resamples, np.nan) for key in defined[name]} for name in parts}
     if not parts:
         return values
-    for place, counts in enumerate(Clusters.of(known.patients, known.targets).draws(resamples, seed)):
+    for place, counts in enumerate(clusters.draws(resamples, seed)):
         for name, part in parts.items():
-            drawn = Resample.of(part, counts[rows[name]])
-            if not len(drawn):
-                continue
-            for key, function in functions[name].items():
-                value = function(drawn)
-                if value is not None:
-                    values[name][key][place] = value
+            own = counts[rows[name]]
+            if own.any():
+                drawn = part.drawn(own)
+                for key in defined[name]:
+                    value = METRICS.get(key).or_none(drawn)
+                    if value is not None:
+                        values[name][key][place] = value
     return values
 
 
@@ -192,8 +190,8 @@ def _gaps(found: Mapping[str, Any], values: Mapping[str, Mapping[str, Floats]]) 
             continue
         high, low = max(defined, key=defined.__getitem__), min(reversed(defined), key=defined.__getitem__)
         value = defined[high] - defined[low]
-        interval = interval_of(None, values[high][key] - values[low][key], value)
-        gaps[key] = {"value": value, "ci": interval or [None, None], "between": [high, low]}
+        ends = bias_corrected(values[high][key] - values[low][key], value)
+        gaps[key] = {"value": value, "ci": [None, None] if ends is None else ends, "between": [high, low]}
     return gaps
 
 
@@ -214,7 +212,7 @@ def _quartiles(values: Floats) -> tuple[float, ...]:
 
 
 def _bins(edges: Sequence[float]) -> list[str]:
-    inner = [f"{low:g} to < {high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    inner = [f"{low:g} to < {high:g}" for low, high in itertools.pairwise(edges)]
     return [f"< {edges[0]:g}", *inner, f">= {edges[-1]:g}"]
 
 

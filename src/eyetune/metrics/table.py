@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 KNOWN = ("image", "patient", "eye")
 """The first columns of every table."""
 
+TRAIT = "by_"
+"""Before the name of a further column of the user's table that is kept, for scores by its values."""
+
 
 @dataclass(frozen=True, eq=False)
 class Table(ABC):
@@ -28,6 +31,7 @@ class Table(ABC):
         images: N names, as in the user's table.
         patients: N patient identifiers; None (or an empty string, which becomes None) where not known.
         eyes: N eyes ("left", "right", or however the table says it); None where not known.
+        traits: further columns of the user's table, N texts each, empty where not known: sex, camera, age.
 
     Sequences become tuples, arrays are copied and cannot be written to. Raises DataError where parts do not fit.
     """
@@ -35,6 +39,7 @@ class Table(ABC):
     images: Sequence[str]
     patients: Sequence[str | None]
     eyes: Sequence[str | None]
+    traits: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
 
     task: ClassVar[str]
     """What is predicted: "classification" (a class an image), "multilabel" (several yes-or-no labels), "regression"
@@ -50,6 +55,11 @@ class Table(ABC):
             object.__setattr__(self, name, tuple(str(one) if one not in {None, ""} else None for one in given))
             if len(given) != len(self.images):
                 raise DataError(f"predictions of {len(self.images)} images came with {len(given)} {name}.")
+        traits = {str(name): tuple(str(cell) for cell in cells) for name, cells in self.traits.items()}
+        object.__setattr__(self, "traits", traits)
+        for name, cells in traits.items():
+            if len(cells) != len(self.images):
+                raise DataError(f"predictions of {len(self.images)} images came with {len(cells)} cells of {name}.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,11 +72,13 @@ class Table(ABC):
         # An empty list arrives as float64, which indexes nothing.
         chosen = np.arange(len(self))[rows if rows.size else rows.astype(np.int64)]
         changes: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in self.WHOLE and value is not None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == "traits":
+                changes["traits"] = {name: [cells[row] for row in chosen.tolist()] for name, cells in value.items()}
+            elif one.name not in self.WHOLE and value is not None:
                 whole = isinstance(value, np.ndarray)
-                changes[field.name] = value[chosen] if whole else [value[row] for row in chosen.tolist()]
+                changes[one.name] = value[chosen] if whole else [value[row] for row in chosen.tolist()]
         return replace(self, **changes)
 
     @property
@@ -92,7 +104,8 @@ class Table(ABC):
         """The columns behind what was said: logits, probabilities; written so that reading gives the same float64."""
 
     def to_csv(self, path: Path) -> None:
-        """Write the table, atomically: `image, patient, eye`, the truth, what was said, the numbers behind it.
+        """Write the table, atomically: `image, patient, eye`, the truth, what was said, the numbers behind it, the
+        traits (`by_<column>`).
 
         Numbers are written so that reading gives the same float64. Raises UserError when the file cannot be written.
         """
@@ -102,11 +115,12 @@ class Table(ABC):
             open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
         ):
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow([*KNOWN, *self.columns()])
+            writer.writerow([*KNOWN, *self.columns(), *(TRAIT + name for name in self.traits)])
             for row, image in enumerate(self.images):
                 known = [image, self.patients[row] or "", self.eyes[row] or ""]
                 cells = {**self.truth(row), **self.said(row), **self.numbers(row)}
-                writer.writerow([*known, *cells.values()])
+                traits = [texts[row] for texts in self.traits.values()]
+                writer.writerow([*known, *cells.values(), *traits])
 
     @abstractmethod
     def columns(self) -> list[str]:
@@ -134,6 +148,12 @@ class Cells:
             [row.get("patient") or None for row in self.rows],
             [row.get("eye") or None for row in self.rows],
         )
+
+    def traits(self) -> dict[str, list[str]]:
+        """The further columns that were kept, by their names in the user's table."""
+        return {
+            name.removeprefix(TRAIT): [row[name] for row in self.rows] for name in self.header if name.startswith(TRAIT)
+        }
 
     def needed(self, *names: str) -> None:
         """Raise DataError when one of these columns is missing."""
