@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -424,6 +425,11 @@ CLASS_COLUMNS = ("precision", "recall", "specificity", "f1", "auroc", "auprc")
 """What is said of each class on its own; names of :class:`Outcomes`."""
 
 
+def _of_class(column: str, k: int, outcomes: Outcomes) -> float:
+    """One value of one class; NaN, which counts as no value, where it has none."""
+    return float(getattr(outcomes, column)[k])
+
+
 def _class_metrics(
     per_class: Mapping[str, Mapping[str, float | int | None]],
 ) -> dict[str, tuple[Metric, dict[str, Any]]]:
@@ -431,13 +437,8 @@ def _class_metrics(
     found: dict[str, tuple[Metric, dict[str, Any]]] = {}
     for k, (name, values) in enumerate(per_class.items()):
         for column in CLASS_COLUMNS:
-            # NaN counts as no value.
-            one = Metric(
-                column,
-                lambda outcomes, column=column, k=k: getattr(outcomes, column)[k],
-                *(True, 0.0, 1.0, "probabilities", "any", False),
-                biased=column == "auprc",
-            )
+            value_of = partial(_of_class, column, k)
+            one = Metric(column, value_of, True, 0.0, 1.0, "probabilities", "any", False, biased=column == "auprc")
             found[f"{column} {name}"] = one, {"value": values[column]}
     return found
 

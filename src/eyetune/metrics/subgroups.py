@@ -144,7 +144,8 @@ def subgroups(
     for name, entry in found.items():
         for key, metric in entry["metrics"].items():
             if metric["value"] is not None:
-                metric["ci"] = METRICS.get(key).interval(values[name][key], metric["value"]) or [None, None]
+                ends = METRICS.get(key).interval(values[name][key], metric["value"])
+                metric["ci"] = [None, None] if ends is None else ends
     result: dict[str, Any] = {"groups": found, "gap": _gaps(found, values)}
     return result | ({"bins": bins} if bins else {})
 
@@ -186,7 +187,7 @@ def _gaps(found: Mapping[str, Any], values: Mapping[str, Mapping[str, Floats]]) 
     for key in dict.fromkeys(key for entry in found.values() for key in entry["metrics"]):
         here = {name: entry["metrics"].get(key, {}).get("value") for name, entry in found.items()}
         defined = {name: value for name, value in here.items() if value is not None}
-        if len(defined) < 2:
+        if len(defined) < 2 or METRICS.get(key).descriptive:
             continue
         high, low = max(defined, key=defined.__getitem__), min(reversed(defined), key=defined.__getitem__)
         value = defined[high] - defined[low]
