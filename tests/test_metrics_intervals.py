@@ -106,7 +106,7 @@ def test_every_metric_of_a_table_has_its_interval() -> None:
     assert found["intervals"] == {
         "level": 0.95,
         "method": "bias-corrected percentile bootstrap, stratified by class",
-        "allowing_for_bias": ["auprc_macro", "ece"],
+        "allowing_for_bias": ["auprc_macro", "ece", "ece_equal_mass"],
         "unit": "patient",
         "resamples": 300,
         "seed": 0,

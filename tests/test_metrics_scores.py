@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,18 @@ def referable(s: Outcomes) -> tuple[np.ndarray, np.ndarray]:
     return s.targets >= 2, s.probabilities[:, 2:].sum(axis=1)
 
 
+def slow_ece_equal_mass(s: Outcomes) -> float:
+    """In fractions, image by image."""
+    rows = [(p.max(), int(p.argmax()) == t) for p, t in zip(s.probabilities, s.targets, strict=True)]
+    n = len(rows)
+    bins: dict[int, float] = {}
+    for value, correct in rows:
+        below, equal = sum(other < value for other, _ in rows), sum(other == value for other, _ in rows)
+        place = min(14, math.floor(15 * (below + Fraction(equal, 2)) / n))
+        bins[place] = bins.get(place, 0.0) + correct - value
+    return sum(map(abs, bins.values())) / n
+
+
 REFERENCES: dict[str, Callable[[Outcomes], float]] = {
     "accuracy": lambda s: sk.accuracy_score(s.targets, s.predicted),
     "balanced_accuracy": lambda s: sk.balanced_accuracy_score(s.targets, s.predicted),
@@ -208,6 +221,7 @@ REFERENCES: dict[str, Callable[[Outcomes], float]] = {
     ),
     "auprc_macro": lambda s: sk.average_precision_score(one_hot(s), s.probabilities, average="macro"),
     "ece": slow_ece,
+    "ece_equal_mass": slow_ece_equal_mass,
     "brier": lambda s: sk.brier_score_loss(s.targets, s.probabilities, labels=list(range(s.num_classes))),
     "nll": lambda s: float(
         -np.mean([math.log(max(s.probabilities[i, t], sys.float_info.min)) for i, t in enumerate(s.targets)])
@@ -398,7 +412,7 @@ def test_better_knows_the_direction_and_the_undefined() -> None:
     assert better("qwk", -1.0, math.nan)
     assert not better("qwk", None, None)
     assert not better("qwk", math.nan, 0.1)
-    with pytest.raises(UserError, match="Did you mean 'auroc_m[ai]cro'"):
+    with pytest.raises(UserError, match=r"Did you mean 'auroc_m[ai]cro'"):
         better("auroc", 1, 0)
 
 

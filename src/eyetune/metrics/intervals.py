@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eyetune.metrics.outcomes import Floats
+from eyetune.metrics.outcomes import Floats, ratio
 
 RESAMPLES = 2000
 """How many resamples an interval rests on when nobody says."""
@@ -136,6 +136,19 @@ def resampled(
         name: [interval_entry(values[name][:, place], value) for place, value in enumerate(found.tolist())]
         for name, found in estimates.items()
     }
+
+
+def shares(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Statistic:
+    """The statistic of M shares: of the images in `whole` bool[N, M] those in `part` bool[N, M]; NaN of none."""
+    # Many images are alike in every column: they are counted together.
+    kinds, kind = np.unique(np.concatenate([part & whole, whole], axis=1), axis=0, return_inverse=True)
+    kind, kinds = kind.reshape(-1), kinds.astype(np.float64)
+
+    def statistic(counts: NDArray[np.int64]) -> Floats:
+        inside, outside = np.split(np.bincount(kind, weights=counts, minlength=len(kinds)) @ kinds, 2)
+        return ratio(inside, outside)
+
+    return statistic
 
 
 def interval_entry(values: Floats, estimate: float) -> dict[str, Any]:

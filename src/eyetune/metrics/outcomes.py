@@ -107,6 +107,15 @@ class Outcomes:
         return _Upward(self)
 
     @cached_property
+    def certainty(self) -> Certainty:
+        """The images by the probability of their most probable class."""
+        return Certainty.of(self)
+
+    def equal_mass_error(self, bins: int) -> float:
+        """As :meth:`Certainty.equal_mass_error`; N >= 1."""
+        return self.certainty.equal_mass_error(bins)
+
+    @cached_property
     def precision(self) -> Floats:
         """float64[K]: of those called k, the share that are; 0 for a class never predicted."""
         return ratio(self.confusion.diagonal(), self.confusion.sum(axis=0), otherwise=0.0)
@@ -163,6 +172,10 @@ class Resample(Outcomes):
         """The curve of class >= k against less."""
         return self.base.upward[k].curve(self.counts)
 
+    def equal_mass_error(self, bins: int) -> float:
+        """As :meth:`Certainty.equal_mass_error`."""
+        return self.base.certainty.equal_mass_error(bins, self.counts)
+
 
 class Counted(Outcomes):
     """Outcomes of which only the confusion matrix is known: enough for metrics of the most probable class."""
@@ -206,6 +219,46 @@ class Ranking:
         called = np.cumsum(drawn)[self.last_of_equals]
         start = np.zeros(1, dtype=np.int64)
         return Curve(self.thresholds, np.concatenate([start, hits]), np.concatenate([start, called - hits]))
+
+
+@dataclass(frozen=True, eq=False)
+class Certainty:
+    """N images sorted by rising certainty, the probability of their most probable class.
+
+    Args:
+        order: int64[N], the images.
+        value: float64[N], the certainty, in that order.
+        correct: bool[N], whether it came true, in that order.
+        starts: int64[M], where each run of equal certainties begins.
+    """
+
+    order: NDArray[np.int64]
+    value: Floats
+    correct: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, outcomes: Outcomes) -> Certainty:
+        """The certainty of the most probable class."""
+        value = outcomes.probabilities.max(axis=1)
+        order = np.argsort(value, kind="stable")
+        rising = value[order]
+        starts = np.flatnonzero(np.append(True, rising[1:] != rising[:-1])) if len(order) else order
+        return cls(order, rising, (outcomes.most_probable == outcomes.targets)[order], starts)
+
+    def equal_mass_error(self, bins: int, counts: NDArray[np.int64] | None = None) -> float:
+        """|accuracy - certainty| averaged over the images in so many bins with as many images each.
+
+        An image falls into the bin in which the middle of all images of its certainty lies: equals stay together, and
+        the order of the table does not matter. Image i counts `counts[i]` times, int64[N]; None is once.
+        """
+        drawn = np.ones(len(self.order)) if counts is None else counts[self.order].astype(np.float64)
+        mass = np.add.reduceat(drawn, self.starts)
+        gaps = np.add.reduceat(drawn * (self.correct - self.value), self.starts)
+        upto = np.cumsum(mass)
+        middle = (upto - mass / 2) / upto[-1]
+        places = np.minimum((middle * bins).astype(np.int64), bins - 1)
+        return float(np.abs(np.bincount(places, weights=gaps, minlength=bins)).sum() / upto[-1])
 
 
 class _Upward(dict[int, Ranking]):

@@ -17,6 +17,7 @@ from eyetune.metrics.labels import LabelOutcomes, rarest_label
 from eyetune.metrics.metric import METRICS, Metric, Undefined, add_intervals, macro, metric, of_task
 from eyetune.metrics.outcomes import Curve, Floats, Outcomes
 from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
+from eyetune.metrics.reliability import CALIBRATION_BINS, width_bins
 from eyetune.metrics.table import Table
 from eyetune.metrics.values import ValueOutcomes
 
@@ -39,9 +40,6 @@ REFERABLE_GRADE = 2
 
 REFERABLE_THRESHOLD = 0.5
 """An eye is called referable when the probabilities of the grades 2, 3 and 4 add up to at least this."""
-
-CALIBRATION_BINS = 15
-"""Equal-width bins of confidence in the expected calibration error, as in Guo et al., 2017."""
 
 
 # --- from the confusion matrix -----------------------------------------------------------------------------------
@@ -135,9 +133,14 @@ def ece(outcomes: Outcomes) -> float:
     15 equal-width bins of confidence, upper ends included (Guo et al., 2017)."""
     confidence = outcomes.probabilities.max(axis=1)
     correct = outcomes.most_probable == outcomes.targets
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
+    gaps = np.bincount(width_bins(confidence), weights=correct - confidence)
     return float(np.abs(gaps).sum() / len(outcomes))
+
+
+@metric("ece_equal_mass", higher_is_better=False, uses="probabilities", biased=True)
+def ece_equal_mass(outcomes: Outcomes) -> float:
+    """The same in 15 bins with as many images each (Nguyen and O'Connor, 2015): no bin rests on a handful."""
+    return outcomes.equal_mass_error(CALIBRATION_BINS)
 
 
 @metric("brier", higher_is_better=False, high=2.0, uses="probabilities")

@@ -9,9 +9,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from eyetune.metrics import plots
-from eyetune.metrics.calibration import Calibration, fit_calibration
+from eyetune.metrics.calibration import Calibration, fit_calibration, trust
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import generalization, is_graded_dr, primary_metric, score
+from eyetune.metrics.trust_plots import reliability, risk_coverage
 from eyetune.train.rundir import RunDir
 
 #: The splits of the run's own data; every other dataset is external.
@@ -48,12 +49,15 @@ def calibration_line(calibration: Calibration | None) -> str:
     )
 
 
-def add_scores(folder: RunDir, tables: Mapping[str, Predictions]) -> dict[str, Any]:
+def add_scores(
+    folder: RunDir, tables: Mapping[str, Predictions], calibration: Calibration | None = None
+) -> dict[str, Any]:
     """Write the predictions, their scores and plots into a run folder, beside what stands there already.
 
     Args:
         folder: the run folder.
         tables: dataset name -> predictions.
+        calibration: the run's own (`Run.calibration`).
 
     Returns the new content of metrics.json: `datasets`, and `generalization` when there is a test split and an
     external dataset.
@@ -61,12 +65,15 @@ def add_scores(folder: RunDir, tables: Mapping[str, Predictions]) -> dict[str, A
     content: dict[str, Any] = folder.read_metrics() if folder.metrics_file.is_file() else {"datasets": {}}
     for name, table in tables.items():
         folder.write_predictions(name, table)
-        content["datasets"][name] = score(table)
+        content["datasets"][name] = score(table) | trust(table, calibration)
         if folder.main:
             found = content["datasets"][name]
             matrix_file = folder.plot_file(f"confusion_matrix_{name}")
             plots.confusion_matrix(found["confusion_matrix"], found["classes"], matrix_file, title=name)
             plots.roc(table, folder.plot_file(f"roc_{name}"), title=name)
+            if "reliability" in found:
+                reliability(found, folder.plot_file(f"reliability_{name}"), title=name)
+                risk_coverage(found["selective"], folder.plot_file(f"risk_coverage_{name}"), title=name)
     external = [name for name in content["datasets"] if name not in OWN]
     if "test" in content["datasets"] and external:
         content["generalization"] = generalization("test", content["datasets"], external)

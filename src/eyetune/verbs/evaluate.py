@@ -102,7 +102,7 @@ def evaluate(
             name: run.predictions(manifest.with_classes(run.classes), workers=workers, batch_size=batch_size)
             for name, manifest in datasets.items()
         }
-        return add_scores(run.folder, tables)
+        return add_scores(run.folder, tables, run.calibration)
 
 
 def open_dataset(run: Run, table: str, images: Path | None, columns: Mapping[str, str | None]) -> Manifest:

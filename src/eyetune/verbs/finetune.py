@@ -332,7 +332,7 @@ class _Job:
             if name in self.manifest.splits
         }
         run.calibration = calibrate(self.folder, tables.get("val"))
-        content = add_scores(self.folder, tables)
+        content = add_scores(self.folder, tables, run.calibration)
         if not self.folder.main:
             return
         run.strategy.write_artifacts(run.model, self.folder.path)
