@@ -166,6 +166,11 @@ def check_settings(config: Config) -> None:
     from eyetune.train.logs import check_available
 
     check_available(config.train)
+    if config.task.kind not in ("auto", "classification") or config.task.head != "softmax":
+        raise ConfigError(
+            f"task: kind {config.task.kind} with head {config.task.head} cannot be trained in this version; only one "
+            "class an image with head softmax can. Leave the section out."
+        )
     spec = find_spec(config.model.backbone)
     spec.check_pool(config.model.pool)
     spec.check_pixels(config.model.pixels)
