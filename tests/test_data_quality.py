@@ -20,9 +20,7 @@ Photo = npt.NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def eyes() -> list[Photo]:
-    return [
-        sample(5, patient, "R", camera, 512).image for patient in range(1, 4) for camera in ("clinic", "handheld")
-    ]
+    return [sample(5, patient, "R", camera, 512).image for patient in range(1, 4) for camera in ("clinic", "handheld")]
 
 
 def scaled(photo: Photo, by: float, add: float = 0) -> Photo:
@@ -50,7 +48,7 @@ SPOILT: dict[str, tuple[Callable[[Photo], Photo], set[str]]] = {
     "out of focus": (lambda photo: cv2.GaussianBlur(photo, (0, 0), 4), {"blurred"}),
     "underexposed": (lambda photo: scaled(photo, 0.25), {"dark"}),
     "overexposed": (lambda photo: scaled(photo, 3.2), {"bright"}),
-    "hazy": (lambda photo: scaled(photo, 0.04, 90), {"low_contrast"}),
+    "hazy": (lambda photo: scaled(photo, 0.1, 81), {"low_contrast"}),
     "far away": (framed, {"small_field"}),
     "a crop": (middle, {"no_field"}),
     "black": (np.zeros_like, {"dark", "low_contrast", "no_field"}),
