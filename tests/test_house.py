@@ -123,6 +123,7 @@ def test_no_function_beyond_a_hundred_lines() -> None:
         ["data", "table"],
         ["data", "cache"],
         ["embed"],
+        ["compare"],
         ["models"],
         ["models", "inspect"],
         ["check"],

@@ -149,8 +149,7 @@ class RunDir:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: choose another --out for the run folder.")
-        # What a run that was killed before its first file leaves behind is nothing.
-        if path.is_dir() and any(not is_temporary(entry) and entry.name != LOCK for entry in path.iterdir()):
+        if not is_free(path):
             hint = (
                 f"go on with it (eyetune finetune --resume {path}) or choose another --out"
                 if (path / "config.yaml").is_file()
@@ -486,6 +485,10 @@ class RunDir:
         except RunError as error:
             raise RunError(f"{error}\n{self._others(self.last)}") from error
 
+    def has_checkpoint(self) -> bool:
+        """Whether anything was trained and saved, whole or not."""
+        return any(self._settled(folder) is not None for folder in (self.last, self.best, self.previous))
+
     def back_to_previous(self) -> None:
         """Put the checkpoint before the last in the last one's place, for good.
 
@@ -618,6 +621,15 @@ class RunDir:
 
 
 _AGAIN = "Run it again, or go on with: eyetune finetune --resume RUN."
+
+
+def is_free(path: Path) -> bool:
+    """Whether there is nothing at `path`, or a folder that holds no more than what a run leaves behind that was killed
+    before its first file."""
+    if not path.exists():
+        return True
+    return path.is_dir() and all(is_temporary(entry) or entry.name == LOCK for entry in path.iterdir())
+
 
 #: The locks this process holds: record locks do not keep a process from itself.
 _LOCKED: set[Path] = set()
