@@ -19,6 +19,7 @@ from eyetune.cli import main
 from eyetune.comparison import results
 from eyetune.comparison.words import heading, sentences
 from eyetune.data.phantom import write_cohort
+from eyetune.metrics import plots
 from eyetune.metrics import scores as scoring
 from eyetune.train import results as run_results
 from eyetune.train.task import ClassificationTask
@@ -36,8 +37,9 @@ seed: 5
 
 @pytest.fixture(scope="module")
 def few_resamples() -> Iterator[None]:
-    """Intervals are tested elsewhere."""
+    """Intervals and the pictures of a run are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save_figure", lambda figure, path: path.parent.mkdir(exist_ok=True))
         patch.setattr(run_results, "score", functools.partial(scoring.score, resamples=10))
         patch.setattr(results, "resampled_means", functools.partial(results.resampled_means, resamples=50))
         yield
