@@ -255,7 +255,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 # --- resampling ---------------------------------------------------------------------------------------------------
 
 
-def resampled_means(
+def resampled(
     models: Mapping[str, Sequence[Outcomes]],
     clusters: Clusters,
     metric: Metric,
