@@ -18,7 +18,7 @@ from common import machine, markdown
 
 from eyetune.metrics.intervals import Clusters, bias_corrected
 from eyetune.metrics.outcomes import Outcomes
-from eyetune.metrics.paired import areas, delong, permutation, resampled
+from eyetune.metrics.paired import areas, delong, permutation, resampled_means
 from eyetune.metrics.scores import METRICS
 
 SHARES = (0.45, 0.15, 0.2, 0.1, 0.1)
@@ -51,7 +51,7 @@ def rejected(patients: int, seed: int, by_patient: bool) -> list[bool]:
     qwk = METRICS.get("qwk")
     by_area = delong([first], [second], "referable_auroc", clusters).p
     by_exchange = permutation([first], [second], qwk, clusters, exchanges=999, seed=seed).p
-    drawn = resampled({"a": [first], "b": [second]}, clusters, qwk, resamples=500, seed=seed)
+    drawn = resampled_means({"a": [first], "b": [second]}, clusters, qwk, resamples=500, seed=seed)
     interval = bias_corrected(drawn["a"] - drawn["b"], qwk(first) - qwk(second))
     outside = interval is not None and not interval[0] <= 0 <= interval[1]
     return [by_area is not None and by_area <= 0.05, by_exchange is not None and by_exchange <= 0.05, outside]

@@ -103,8 +103,6 @@ def test_the_data_itself_is_fine(data: Path, capsys: pytest.CaptureFixture[str])
         (["--device", "cuda"], ["CUDA"]),
         (["--train.metric", "qkw"], ["qkw", "Did you mean 'qwk'?"]),
         (["--augment", "[RandomFlip]"], ["RandomFlip", "Random"]),
-        (["--task.kind", "regression"], ["task", "regression", "cannot be trained"]),
-        (["--task.head", "corn"], ["task", "corn", "cannot be trained"]),
     ],
     ids=lambda value: " ".join(value),
 )

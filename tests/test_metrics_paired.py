@@ -23,7 +23,7 @@ from eyetune.metrics.paired import (
     holm,
     permutation,
     placements,
-    resampled,
+    resampled_means,
 )
 from eyetune.metrics.scores import METRICS, Undefined
 
@@ -179,7 +179,7 @@ def test_delong_of_classes_and_seeds_is_the_bootstraps() -> None:
     second = [outcomes(rng, targets, 5, 0.8) for _ in range(2)]
     found = delong(first, second, "auroc_macro", clusters)
     assert found.ci is not None
-    drawn = resampled({"a": first, "b": second}, clusters, METRICS.get("auroc_macro"), resamples=300)
+    drawn = resampled_means({"a": first, "b": second}, clusters, METRICS.get("auroc_macro"), resamples=300)
     spread = float(np.std(drawn["a"] - drawn["b"]))
     assert (found.ci[1] - found.ci[0]) / 2 / 1.96 == pytest.approx(spread, rel=0.15)
 
@@ -301,9 +301,9 @@ def test_resampled_patients_are_the_same_for_every_model() -> None:
     targets = rng.integers(0, 3, 60)
     clusters = by_patient(rng, 60, 30, targets)
     first, second = outcomes(rng, targets, 3, 1.0), outcomes(rng, targets, 3, 0.5)
-    drawn = resampled({"a": [first], "b": [first, second], "c": [second]}, clusters, QWK, resamples=50, seed=1)
+    drawn = resampled_means({"a": [first], "b": [first, second], "c": [second]}, clusters, QWK, resamples=50, seed=1)
     np.testing.assert_allclose(drawn["b"], (drawn["a"] + drawn["c"]) / 2)
-    alone = resampled({"c": [second]}, clusters, QWK, resamples=50, seed=1)
+    alone = resampled_means({"c": [second]}, clusters, QWK, resamples=50, seed=1)
     np.testing.assert_array_equal(alone["c"], drawn["c"])
     interval = bias_corrected(drawn["a"] - drawn["a"], 0.0)
     assert interval == [0.0, 0.0]

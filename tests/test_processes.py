@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,9 @@ def test_one_process_that_ends_takes_the_run_down_and_says_why(
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     monkeypatch.setitem(ENVIRONMENT, "FAULT", fault)
+    start = time.monotonic()
     done = eyetune(eyes, *options(str(tmp_path / "run"), **{"train.batch_size": 2}), count=2, script=script)
+    assert time.monotonic() - start < 90
     assert done.returncode != 0
     said, _, summary = done.stderr.partition("eyetune FAILED" if "eyetune FAILED" in done.stderr else "FAILED")
     if fault == "killed":

@@ -29,9 +29,11 @@ app = App(
 app.command("eyetune.verbs.demo:command", name="demo", help="The whole way on built-in synthetic eyes, offline.")
 app.command("eyetune.verbs.finetune:app", name="finetune", help="Train, choose the best epoch, score the test split.")
 app.command("eyetune.verbs.evaluate:command", name="evaluate", help="Score one run on one or more datasets.")
+app.command(
+    "eyetune.verbs.compare:app", name="compare", help="Strategies, backbones, seeds: one table, and what differs."
+)
 app.command("eyetune.verbs.embed:command", name="embed", help="Features of every image, for probes and retrieval.")
 app.command("eyetune.verbs.predict:command", name="predict", help="Files, folders or tables in; one row an image out.")
-app.command("eyetune.verbs.report:command", name="report", help="One HTML page a run, and its model card.")
 app.command("eyetune.verbs.check:app", name="check", help="Does it learn, what fits, what is slow, is the data sound?")
 
 data = App(name="data", help="Before training: synthetic eyes, tables from DICOM headers, the image cache.")

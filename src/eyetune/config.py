@@ -142,9 +142,9 @@ class Config(Section):
 
         Raises ConfigError with every fault, by dotted path.
         """
-        content = {} if path is None else _read_yaml(Path(path))
+        content = {} if path is None else read_yaml(Path(path))
         source = "the flags" if path is None else str(path)
-        return cls.parse(_override(content, overrides or {}), check_files=check_files, source=source)
+        return cls.parse(override(content, overrides or {}), check_files=check_files, source=source)
 
     @classmethod
     def parse(
@@ -299,7 +299,8 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a configuration file, unchecked. Raises ConfigError when it is no YAML of sections."""
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{path} is not a configuration file.")
@@ -327,7 +328,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `content` with values by dotted path put in, as :meth:`Config.from_yaml` does."""
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
     if isinstance(merged.get("adapt"), str):
         merged["adapt"] = {"kind": merged["adapt"]}

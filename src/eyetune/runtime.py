@@ -264,7 +264,7 @@ class Runtime:
     def describe(self) -> dict[str, Any]:
         """Content of `environment.json`: versions, device, precision, command, commit. No user or host names."""
         return {
-            "command": _command(sys.argv),
+            "command": command_line(sys.argv),
             "commit": _commit(),
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
@@ -410,7 +410,8 @@ def _accelerator(kind: str, mixed_precision: str) -> Accelerator:
     )
 
 
-def _command(arguments: Sequence[str]) -> str:
+def command_line(arguments: Sequence[str]) -> str:
+    """What was typed, from `sys.argv`; the home folder as `~`."""
     name = Path(arguments[0]).name if arguments else ""
     command = shlex.join(["eyetune" if name == "__main__.py" else name, *arguments[1:]])
     # Home folders carry user names, and run folders are shared.

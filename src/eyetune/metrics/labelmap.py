@@ -56,12 +56,14 @@ class LabelMap:
         ours: each of the run's classes -> one of `classes`; None: the run's classes as they are.
         classes: what both end in, in order.
         stated: the user gave it; False for one that follows from equal names.
+        typed: the user wrote what each label means; False where labels are the run's own by name.
     """
 
     theirs: Mapping[str, str | None]
     ours: Mapping[str, str] | None
     classes: tuple[str, ...]
     stated: bool = True
+    typed: bool = True
 
     def apply(self, manifest: Manifest) -> Manifest:
         """The photographs whose label has a meaning, with labels that index :attr:`classes`.
@@ -70,6 +72,12 @@ class LabelMap:
         """
         counts = Counter(manifest.classes[label] for label in manifest.labels if label is not None)
         check_named(counts, self.theirs, manifest.source, self.classes)
+        if self.ours is not None and not self.typed and set(counts) == {"0", "1"}:
+            no, yes = self.classes[0], self.classes[-1]
+            raise DataError(
+                f"{manifest.source}: its labels are only 0 and 1. Are they grades, or no and yes? Write it out: "
+                f'"…,0:{no},1:{yes}" for the latter.'
+            )
         place = {name: index for index, name in enumerate(self.classes)}
         records = []
         for record in manifest:
@@ -79,8 +87,11 @@ class LabelMap:
         if not any(record.label is not None for record in records):
             raise DataError(f"{manifest.source}: its label map leaves no image.")
         dropped = [f"{count} of {name!r}" for name, count in counts.items() if self.theirs[name] is None]
-        notes = (f"left out by the label map: {', '.join(dropped)}",) if dropped else ()
-        return replace(manifest, records=tuple(records), classes=self.classes, notes=(*manifest.notes, *notes))
+        if dropped:
+            manifest = manifest.without(
+                "left out by the label map", records, f"left out by the label map: {', '.join(dropped)}"
+            )
+        return replace(manifest, records=tuple(records), classes=self.classes)
 
     def merge(self, predictions: Predictions) -> Predictions:
         """The same table in :attr:`classes`: probabilities of the run's classes added up where `ours` joins them.
@@ -137,13 +148,14 @@ def parse(word: str | Mapping[str, Any], classes: Sequence[str], where: str = "-
     else:
         theirs, ours = content, None
     if ours == AS_IS:
-        return LabelMap({name: name for name in classes} | _pairs(theirs, where), None, tuple(classes))
+        return LabelMap({name: name for name in classes}, None, tuple(classes))
     merged = None if ours is None else _ours(ours, tuple(classes), where)
     final = tuple(classes) if merged is None else tuple(dict.fromkeys(merged[name] for name in classes))
     if len(final) < 2:
         raise ConfigError(f"{where}: it joins all classes of the run into one; two or more must be left.")
     # A label that the map does not name, but the run does, means itself only when the user wrote no label at all.
-    meant = _pairs(theirs, where) or {name: name for name in classes}
+    given = _pairs(theirs, where)
+    meant = given or {name: name for name in classes}
     found: dict[str, str | None] = {}
     wrong = []
     for label, target in meant.items():
@@ -158,7 +170,7 @@ def parse(word: str | Mapping[str, Any], classes: Sequence[str], where: str = "-
             f"out, write null; to join classes of the run, use a word ({', '.join(PRESETS)}) or `ours:` in a file.\n"
             f"{listing(wrong)}"
         )
-    return LabelMap(found, merged, final)
+    return LabelMap(found, merged, final, typed=bool(given))
 
 
 def unstated(
@@ -197,18 +209,12 @@ def unstated(
     return LabelMap(found, None, tuple(classes), stated=False)
 
 
-def remarks(found: LabelMap, manifest: Manifest, classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(warnings, notes) on labels that were taken as they are: read as indexes; classes without an image."""
-    if found.stated:
-        return [], []
-    warnings, notes = [], []
-    if any(label != meant for label, meant in found.theirs.items()):
-        pairs = ", ".join(f"{label} = {meant}" for label, meant in found.theirs.items())
-        warnings.append(f"its labels are numbers where the run has names; they were read as {pairs}. Is that so?")
-    present = {record.label for record in manifest}
-    if absent := [name for index, name in enumerate(classes) if index not in present]:
-        notes.append(f"no image of class {', '.join(absent)}")
-    return warnings, notes
+def remarks(found: LabelMap) -> list[str]:
+    """Warnings on labels whose meaning was taken without being said: numbers read as places among names."""
+    if found.stated or all(label == meant for label, meant in found.theirs.items()):
+        return []
+    pairs = ", ".join(f"{label} = {meant}" for label, meant in found.theirs.items())
+    return [f"its labels are numbers where the run has names; they were read as {pairs}. A label map would say so."]
 
 
 def check_named(

@@ -255,7 +255,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 # --- resampling ---------------------------------------------------------------------------------------------------
 
 
-def resampled(
+def resampled_means(
     models: Mapping[str, Sequence[Outcomes]],
     clusters: Clusters,
     metric: Metric,

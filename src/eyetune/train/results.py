@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from eyetune.errors import DataError, did_you_mean
 from eyetune.metrics import plots
 from eyetune.metrics.calibration import Calibration, fit_calibration, trust
+from eyetune.metrics.forest import forest
+from eyetune.metrics.labelmap import merging
+from eyetune.metrics.patients import patient_level
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import generalization, is_graded_dr, primary_metric, score
+from eyetune.metrics.subgroups import Grouping, subgroups
 from eyetune.metrics.trust_plots import reliability, risk_coverage
 from eyetune.train.rundir import RunDir
 
@@ -50,7 +57,13 @@ def calibration_line(calibration: Calibration | None) -> str:
 
 
 def add_scores(
-    folder: RunDir, tables: Mapping[str, Predictions], calibration: Calibration | None = None
+    folder: RunDir,
+    tables: Mapping[str, Predictions],
+    calibration: Calibration | None = None,
+    *,
+    about: Mapping[str, Mapping[str, Any]] | None = None,
+    by: Sequence[Grouping] = (),
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Write the predictions, their scores and plots into a run folder, beside what stands there already.
 
@@ -58,27 +71,98 @@ def add_scores(
         folder: the run folder.
         tables: dataset name -> predictions.
         calibration: the run's own (`Run.calibration`).
+        about: dataset name -> what else is said of it: `warnings`, `label_map`, `merged`.
+        by: how the traits of the tables are grouped; a trait without a grouping by its values.
+        reference: the dataset that the others are held against; None: as before, at first the test split.
 
-    Returns the new content of metrics.json: `datasets`, and `generalization` when there is a test split and an
-    external dataset.
+    Returns the new content of metrics.json: `datasets`, and `generalization` when the reference and an external
+    dataset are there. Raises DataError when there is no dataset of the name `reference`.
     """
     content: dict[str, Any] = folder.read_metrics() if folder.metrics_file.is_file() else {"datasets": {}}
+    if reference is not None and reference not in {*content["datasets"], *tables}:
+        known = [*content["datasets"], *tables]
+        raise DataError(f"--reference {reference}: no such dataset.{did_you_mean(reference, known)} There are {known}.")
     for name, table in tables.items():
         folder.write_predictions(name, table)
-        content["datasets"][name] = score(table) | trust(table, calibration)
+        content["datasets"][name] = _described(table, calibration, by) | dict((about or {}).get(name, {}))
         if folder.main:
-            found = content["datasets"][name]
-            matrix_file = folder.plot_file(f"confusion_matrix_{name}")
-            plots.confusion_matrix(found["confusion_matrix"], found["classes"], matrix_file, title=name)
-            plots.roc(table, folder.plot_file(f"roc_{name}"), title=name)
-            if "reliability" in found:
-                reliability(found, folder.plot_file(f"reliability_{name}"), title=name)
-                risk_coverage(found["selective"], folder.plot_file(f"risk_coverage_{name}"), title=name)
-    external = [name for name in content["datasets"] if name not in OWN]
-    if "test" in content["datasets"] and external:
-        content["generalization"] = generalization("test", content["datasets"], external)
+            _draw(folder, name, table, content["datasets"][name])
+    chosen = reference or content.get("generalization", {}).get("reference", "test")
+    external = [name for name in content["datasets"] if name not in (*OWN, chosen)]
+    if chosen in content["datasets"] and external:
+        content["generalization"] = _generalize(folder, content["datasets"], chosen, external, tables)
     folder.write_metrics(content)
     return content
+
+
+def _described(table: Predictions, calibration: Calibration | None, by: Sequence[Grouping]) -> dict[str, Any]:
+    """The scores of a dataset, by patient and by group too where the table says who and which."""
+    # What was fitted for the run's classes says nothing of others that some of them were joined to.
+    fitting = calibration if calibration is None or calibration.classes == tuple(table.classes) else None
+    found = score(table) | trust(table, fitting)
+    if isinstance(table, Predictions) and (joined := patient_level(table)) is not None:
+        found["patient_level"] = joined
+    groupings = {one.column: one for one in by}
+    if table.traits:
+        found["subgroups"] = {
+            name: subgroups(table, groupings.get(name, Grouping(name)), cells) for name, cells in table.traits.items()
+        }
+    return found
+
+
+def _draw(folder: RunDir, name: str, table: Predictions, found: Mapping[str, Any]) -> None:
+    matrix_file = folder.plot_file(f"confusion_matrix_{name}")
+    plots.confusion_matrix(found["confusion_matrix"], found["classes"], matrix_file, title=name)
+    plots.roc(table, folder.plot_file(f"roc_{name}"), title=name)
+    if "reliability" in found:
+        reliability(found, folder.plot_file(f"reliability_{name}"), title=name)
+        risk_coverage(found["selective"], folder.plot_file(f"risk_coverage_{name}"), title=name)
+    for column, groups in found.get("subgroups", {}).items():
+        plain = re.sub(r"[^\w.-]+", "_", column)
+        names = headline_metrics(tuple(found["classes"]))[:3]
+        target = folder.plot_file(f"subgroups_{name}_{plain}")
+        forest(groups, found["metrics"], names, target, title=f"{name}, by {column}")
+
+
+def _generalize(
+    folder: RunDir,
+    datasets: Mapping[str, Any],
+    reference: str,
+    external: Sequence[str],
+    tables: Mapping[str, Predictions],
+) -> dict[str, Any]:
+    """`generalization` of metrics.json. Where classes of the run were joined for a dataset, the reference is scored
+    with the same classes joined: numbers of different questions are never held against each other."""
+    found: dict[str, Any] = {"reference": reference, "external": {}}
+    kept = _reference_table(folder, reference, tables)
+    alike: dict[str, dict[str, Any]] = {}
+    for name in external:
+        merged = datasets[name].get("merged")
+        inside = datasets[reference]
+        if merged != inside.get("merged"):
+            if merged is None or inside.get("merged") is not None or kept is None:
+                why = "its classes are not those of the reference, which could not be joined likewise"
+                found["external"][name] = {
+                    key: {"value": None, "ci": [None, None], "reason": why} for key in datasets[name]["metrics"]
+                }
+                continue
+            key = json.dumps(merged, sort_keys=True)
+            if key not in alike:
+                joined = merging(kept.classes, merged).merge(kept)
+                scores = score(joined)
+                alike[key] = {"classes": scores["classes"], "metrics": scores["metrics"]}
+            inside = alike[key]
+            found.setdefault("joined_reference", {})[name] = inside
+        pair = {reference: inside, name: datasets[name]}
+        found["external"][name] = generalization(reference, pair, [name])["external"][name]
+    return found
+
+
+def _reference_table(folder: RunDir, name: str, tables: Mapping[str, Predictions]) -> Predictions | None:
+    if name in tables:
+        return tables[name]
+    file = folder.predictions_file(name)
+    return Predictions.from_csv(file) if file.is_file() else None
 
 
 def headline_metrics(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -133,3 +217,51 @@ def _number(value: float | None, signed: bool = False) -> str:
 def _value(found: Mapping[str, Any], name: str) -> float | None:
     entry = found["metrics"].get(name)
     return None if entry is None else entry["value"]
+
+
+def remarks_table(content: Mapping[str, Any], names: Sequence[str]) -> list[str | Table]:
+    """What the scores of the datasets `names` come with: warnings as lines, then patients and groups as tables."""
+    shown: list[str | Table] = []
+    for name in names:
+        found = content["datasets"][name]
+        shown += [f"WARNING, {name}: {warning}" for warning in found.get("warnings", [])]
+        if merged := found.get("merged"):
+            pairs = ", ".join(f"{ours} counts as {joined}" for ours, joined in merged.items())
+            shown.append(f"{name}: {pairs}")
+        if joined := found.get("patient_level"):
+            shown.append(_patient_line(name, found, joined))
+        shown += [_group_table(name, column, found) for column in found.get("subgroups", {})]
+    return shown
+
+
+def _patient_line(name: str, found: Mapping[str, Any], joined: Mapping[str, Any]) -> str:
+    primary = primary_metric(tuple(found["classes"]))
+    entry = joined["metrics"].get(primary, {})
+    low, high = entry.get("ci") or (None, None)
+    interval = "" if low is None else f" ({_number(low)} to {_number(high)})"
+    value = f"{primary.replace('_', ' ')} {_number(entry.get('value'))}{interval}"
+    return f"{name}, by patient ({joined['rule'].partition(':')[0]}): {value}, {joined['n']} patients"
+
+
+def _group_table(name: str, column: str, found: Mapping[str, Any]) -> Table:
+    groups, gap = found["subgroups"][column]["groups"], found["subgroups"][column]["gap"]
+    classes = tuple(found["classes"])
+    primary = primary_metric(classes)
+    names = [
+        one
+        for one in headline_metrics(classes)
+        if any((entry["metrics"].get(one) or {}).get("value") is not None for entry in groups.values())
+    ]
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(f"{name} by {column}")
+    for one in ("images", "patients", *names):
+        table.add_column(one.replace("_", " "), justify="right")
+        if one == primary:
+            table.add_column("95% interval")
+    for group, entry in groups.items():
+        small = f" ({entry['too_small']})" if "too_small" in entry else ""
+        cells = _cells(entry["metrics"], names, primary)
+        table.add_row(group + small, str(entry["n"]), str(entry["patients"] or "-"), *cells)
+    if gap:
+        table.add_row("largest gap", "", "", *_cells(gap, names, primary), style="italic")
+    return table

@@ -149,8 +149,7 @@ class RunDir:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: choose another --out for the run folder.")
-        # What a run that was killed before its first file leaves behind is nothing.
-        if path.is_dir() and any(not is_temporary(entry) and entry.name != LOCK for entry in path.iterdir()):
+        if not is_free(path):
             hint = (
                 f"go on with it (eyetune finetune --resume {path}) or choose another --out"
                 if (path / "config.yaml").is_file()
@@ -233,11 +232,6 @@ class RunDir:
     def report_file(self) -> Path:
         """The report, one HTML file."""
         return self.path / "report.html"
-
-    @property
-    def heat_file(self) -> Path:
-        """The heat maps that the report shows."""
-        return self.path / "heatmaps.json"
 
     @property
     def card_file(self) -> Path:
@@ -323,14 +317,6 @@ class RunDir:
         Raises RunError when it is damaged.
         """
         return self._optional("data.json")
-
-    def write_heat(self, content: Mapping[str, Any]) -> None:
-        """Write `heatmaps.json`."""
-        self._json(self.heat_file.name, content)
-
-    def read_heat(self) -> dict[str, Any]:
-        """Read `heatmaps.json`; empty when there is none. Raises RunError when it is damaged."""
-        return self._optional(self.heat_file.name)
 
     def _optional(self, name: str) -> dict[str, Any]:
         return read_json(self.path / name) if (self.path / name).is_file() else {}
@@ -499,6 +485,10 @@ class RunDir:
         except RunError as error:
             raise RunError(f"{error}\n{self._others(self.last)}") from error
 
+    def has_checkpoint(self) -> bool:
+        """Whether anything was trained and saved, whole or not."""
+        return any(self._settled(folder) is not None for folder in (self.last, self.best, self.previous))
+
     def back_to_previous(self) -> None:
         """Put the checkpoint before the last in the last one's place, for good.
 
@@ -631,6 +621,15 @@ class RunDir:
 
 
 _AGAIN = "Run it again, or go on with: eyetune finetune --resume RUN."
+
+
+def is_free(path: Path) -> bool:
+    """Whether there is nothing at `path`, or a folder that holds no more than what a run leaves behind that was killed
+    before its first file."""
+    if not path.exists():
+        return True
+    return path.is_dir() and all(is_temporary(entry) or entry.name == LOCK for entry in path.iterdir())
+
 
 #: The locks this process holds: record locks do not keep a process from itself.
 _LOCKED: set[Path] = set()

@@ -73,8 +73,8 @@ def command(
         common = {"seed": seed, "out": str(out / name), "device": device, "precision": precision}
         data = {"table": table, "label_column": "dr_grade", "val": 0.1, "test": 0.25, "cache": not no_cache}
         runs[name] = finetune(Config.parse({"data": data, **settings, **common}))
-        away = open_dataset(runs[name], str(out / AWAY / "labels.csv"), None, {})
-        scores[name] = evaluate(runs[name], {AWAY: away})
+        away, labels = open_dataset(runs[name], str(out / AWAY / "labels.csv"), None, {}, name=AWAY)
+        scores[name] = evaluate(runs[name], {AWAY: away}, maps={AWAY: labels})
     _step(len(PATIENTS) + len(STRATEGIES) + 1, "What came of it")
     _show(runs, scores)
     _picture(out, runs["lora"], scores)

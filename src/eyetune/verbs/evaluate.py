@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from eyetune.errors import ConfigError, DataError
+from eyetune.errors import ConfigError, DataError, UserError, did_you_mean
 from eyetune.flags import USUAL, Computing, Switch, Workers, table_and_images
 
 if TYPE_CHECKING:
+    from eyetune.data.config import DataConfig
     from eyetune.data.records import Manifest
+    from eyetune.metrics.labelmap import LabelMap
+    from eyetune.metrics.predictions import Predictions
+    from eyetune.metrics.subgroups import Grouping
     from eyetune.train.run import Run
 
-#: The run's own test split: what other datasets are held against.
+#: The run's own test split: what other datasets are held against when nobody says otherwise.
 REFERENCE = "test"
+
+Words = Annotated[list[str] | None, Parameter(negative=())]
 
 
 def command(
     run: Path,
     *,
-    data: Annotated[list[str], Parameter(negative=())],
+    data: Words = None,
+    map: Words = None,
+    by: Words = None,
+    reference: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     patient_column: str | None = None,
@@ -32,11 +42,15 @@ def command(
 ) -> None:
     """Score a run on datasets it was not trained on, next to its own test split.
 
-    Writes predictions/NAME.csv and adds to metrics.json and plots/ in the run folder. Labels must be the run's classes.
+    Writes predictions/NAME.csv and adds to metrics.json and plots/ in the run folder.
 
     Args:
         run: The run folder.
         data: NAME=TABLE or NAME=TABLE:IMAGES; repeat it for several datasets. TABLE may be a class folder.
+        map: NAME=MAP, what the labels of that dataset mean: pairs (0:healthy,1:glaucoma; null leaves out), referable or
+            any-dr (joins grades), as-is, or a YAML file.
+        by: Columns to score by, as in sex,camera,age:40:60; without --data, columns of the run's own table.
+        reference: The dataset that the others are held against (default: test, the run's own).
         image_column: Column of the image names (default: as in training, or the usual names).
         label_column: Column of the labels (default: likewise).
         patient_column: Column of the patients (default: likewise).
@@ -45,13 +59,18 @@ def command(
         computing: Device, precision, workers, batch size, weights, cache.
     """
     from eyetune.data.loader import check_readable
+    from eyetune.metrics.subgroups import Grouping
     from eyetune.terminal import show
-    from eyetune.train.results import scores_table
+    from eyetune.train.results import remarks_table, scores_table
     from eyetune.train.run import load_run
 
-    named = dict(parse_dataset(word) for word in data)
-    if len(named) < len(data):
+    named = dict(parse_dataset(word) for word in data or ())
+    if len(named) < len(data or ()):
         raise ConfigError("two --data have the same NAME; each needs its own.")
+    if not (named or by or reference):
+        raise ConfigError("nothing to do: name a dataset with --data NAME=TABLE, or columns with --by.")
+    groupings = Grouping.parse(by or ())
+    said = parse_maps(map or (), list(named))
     trained = load_run(run, **computing.loading())
     columns = {
         "image_column": image_column,
@@ -59,63 +78,189 @@ def command(
         "patient_column": patient_column,
         "eye_column": eye_column,
     }
-    manifests = {}
+    manifests, maps = {}, {}
     for name, (table, images) in named.items():
-        manifest = check_readable(
-            open_dataset(trained, table, images, columns),
-            skip_unreadable,
-            workers=computing.workers,
-            cache=trained.cache,
-            settings=trained.settings,
+        manifest, maps[name] = open_dataset(trained, table, images, columns, name=name, said=said.get(name))
+        manifests[name] = check_readable(
+            manifest, skip_unreadable, workers=computing.workers, cache=trained.cache, settings=trained.settings
         )
         if trained.runtime.is_main:
-            print("\n".join(f"{name}: {note}" for note in manifest.notes))
-        manifests[name] = manifest
-    content = evaluate(trained, manifests, workers=computing.workers, batch_size=computing.batch_size)
+            print("\n".join(f"{name}: {note}" for note in manifests[name].notes))
+    content = evaluate(
+        trained,
+        manifests,
+        maps=maps,
+        by=groupings,
+        reference=reference,
+        workers=computing.workers,
+        batch_size=computing.batch_size,
+    )
     if trained.runtime.is_main:
         show(scores_table(content))
+        for shown in remarks_table(content, list(named) or [REFERENCE]):
+            print(shown) if isinstance(shown, str) else show(shown)
 
 
 def evaluate(
-    run: Run, datasets: Mapping[str, Manifest], *, workers: Workers = "auto", batch_size: int = 32
+    run: Run,
+    datasets: Mapping[str, Manifest],
+    *,
+    maps: Mapping[str, Any] | None = None,
+    by: Sequence[str | Grouping] = (),
+    reference: str | None = None,
+    workers: Workers = "auto",
+    batch_size: int = 32,
 ) -> dict[str, Any]:
     """Predict and score datasets with a run; returns the content of the run's metrics.json afterwards.
 
     Args:
         run: the trained run.
-        datasets: name -> manifest; its classes are all among the run's. The names `train`, `val` and `test` belong to
-            the run itself.
+        datasets: name -> manifest. The names `train`, `val` and `test` belong to the run itself.
+        maps: name -> what that dataset's labels mean, as :func:`eyetune.metrics.labelmap.parse` takes it: a mapping
+            {their label: class of the run, or None to leave out}, "referable", "any-dr", "as-is", a YAML file. Without
+            one, labels must be the run's classes by name.
+        by: columns to score by: names of columns of the tables ("camera", "age:40:60"). With datasets, of theirs; the
+            run's own test split is scored by them too where its table has them.
+        reference: the dataset that the others are held against; None: as before, at first the test split.
         workers: processes that read images, or "auto".
         batch_size: images in one forward pass.
 
-    Raises DataError for a class the run does not know, a taken name, or an image that cannot be read, and RunError
-    when another process works on the run.
+    Raises DataError for labels without a meaning, a taken name, a column that no dataset has, or an image that cannot
+    be read; ConfigError for a map that does not hold together; RunError when another process works on the run.
     """
-    from eyetune.report.mistakes import remember
-    from eyetune.report.page import refresh
+    from eyetune.metrics.predictions import Predictions
+    from eyetune.metrics.subgroups import Grouping
+    from eyetune.train.leaks import Seen
     from eyetune.train.results import add_scores
 
     for name in datasets:
         run.folder.predictions_file(name)  # refuses what cannot be the name of a file
         if name in ("train", "val", REFERENCE):
             raise DataError(f"the name {name!r} belongs to the run's own split; call the dataset otherwise.")
+    if unknown := [name for name in maps or {} if name not in datasets]:
+        raise ConfigError(f"maps: no dataset is called {unknown[0]!r}.{did_you_mean(unknown[0], datasets)}")
+    groupings = [one if isinstance(one, Grouping) else Grouping.parse([one])[0] for one in by]
+    found = {name: label_map(run, name, manifest, (maps or {}).get(name)) for name, manifest in datasets.items()}
+    labelled = {name: found[name].apply(manifest) for name, manifest in datasets.items()}
+    traits = {name: traits_of(manifest, groupings) for name, manifest in labelled.items()}
+    own = own_traits(run, groupings)
+    refuse_unknown(groupings, {**traits, REFERENCE: own}, {**labelled})
     with run.folder.in_use():
-        tables = {
-            name: run.predictions(manifest.with_classes(run.classes), workers=workers, batch_size=batch_size)
-            for name, manifest in datasets.items()
-        }
-        content = add_scores(run.folder, tables, run.calibration)
-        if run.folder.main:
-            remember(run.folder, tables, datasets)
-            refresh(run.folder)
-        return content
+        seen = Seen.of_run(run.folder) if run.folder.main else Seen()
+        tables, about = {}, {}
+        for name, manifest in labelled.items():
+            about[name] = found[name].to_dict() | {"warnings": warnings_of(run, manifest, found[name], seen)}
+            table = predict(run, manifest, found[name], workers, batch_size)
+            tables[name] = replace(table, traits=traits[name])
+        if own:
+            table = Predictions.from_csv(run.folder.predictions_file(REFERENCE))
+            cells = {column: [by_image.get(image, "") for image in table.images] for column, by_image in own.items()}
+            tables[REFERENCE] = replace(table, traits=cells)
+            about[REFERENCE] = kept_about(run, REFERENCE)
+        return add_scores(run.folder, tables, run.calibration, about=about, by=groupings, reference=reference)
 
 
-def open_dataset(run: Run, table: str, images: Path | None, columns: Mapping[str, str | None]) -> Manifest:
-    """A dataset in the run's classes. A column that is not given is the one trained with, if the table has it."""
+def predict(run: Run, manifest: Manifest, found: LabelMap, workers: Workers, batch_size: int) -> Predictions:
+    """The predictions on a dataset whose labels index the map's classes, in those classes."""
+    import numpy as np
+
+    if found.ours is None:
+        return run.predictions(manifest, workers=workers, batch_size=batch_size)
+    bare = replace(manifest, records=tuple(replace(one, label=None) for one in manifest), classes=run.classes)
+    table = found.merge(run.predictions(bare, workers=workers, batch_size=batch_size))
+    return replace(table, targets=np.array([-1 if one.label is None else one.label for one in manifest]))
+
+
+def label_map(run: Run, name: str, manifest: Manifest, said: Any) -> LabelMap:
+    """What the labels of a dataset mean: as was said, or by their names where that leaves no doubt."""
+    from eyetune.metrics.labelmap import LabelMap, parse, unstated
+
+    if isinstance(said, LabelMap):
+        return said
+    if said is not None:
+        return parse(said, run.classes, f"--map {name}")
+    if tuple(manifest.classes) == tuple(run.classes):  # said when the manifest was read
+        return LabelMap({label: label for label in run.classes}, None, run.classes, stated=False)
+    return unstated(manifest, run.classes, name=name)
+
+
+def warnings_of(run: Run, manifest: Manifest, found: LabelMap, seen: Any) -> list[str]:
+    """What a reader of the scores must not overlook: shared photographs and patients, labels taken as they are."""
+    from eyetune.metrics.labelmap import remarks
+    from eyetune.train.leaks import overlap, unnamed_patients
+
+    if not run.folder.main:
+        return []
+    left = [f"{count} images {why} and were not scored." for why, count in manifest.left_out if "label map" not in why]
+    shared = overlap(manifest.records, seen, run.cache)
+    return [*remarks(found), *shared, *unnamed_patients([r.patient for r in manifest]), *left]
+
+
+def kept_about(run: Run, name: str) -> dict[str, Any]:
+    """What metrics.json says of a dataset beside its scores, for when they are computed again."""
+    content = run.folder.read_metrics() if run.folder.metrics_file.is_file() else {}
+    before = content.get("datasets", {}).get(name, {})
+    return {key: before[key] for key in ("warnings", "label_map", "merged") if key in before}
+
+
+def traits_of(manifest: Manifest, groupings: Sequence[Grouping]) -> dict[str, list[str]]:
+    """The cells of the columns that groupings name, where the table has them; `eye` whatever that one is called."""
+    from eyetune.data.tables import STANDARD
+
+    found = {}
+    for column in (one.column for one in groupings):
+        known = {name.lower(): name for record in manifest for name in record.extra}
+        if column.lower() in known:
+            found[column] = [record.extra.get(known[column.lower()], "") for record in manifest]
+        elif column.lower() in STANDARD["eye"] and any(record.eye for record in manifest):
+            found[column] = [record.eye or "" for record in manifest]
+    return found
+
+
+def own_traits(run: Run, groupings: Sequence[Grouping]) -> dict[str, dict[str, str]]:
+    """Column -> image -> cell, from the table that the run was trained with, for its test split."""
+    from eyetune.data.records import open_manifest
+
+    if not groupings or not run.folder.predictions_file(REFERENCE).is_file():
+        return {}
+    try:
+        manifest = open_manifest(run.folder.read_config().data, labels_required=False)
+    except UserError:
+        return {}
+    names = [record.name for record in manifest]
+    return {column: dict(zip(names, cells, strict=True)) for column, cells in traits_of(manifest, groupings).items()}
+
+
+def refuse_unknown(
+    groupings: Sequence[Grouping], traits: Mapping[str, Mapping[str, Any]], manifests: Mapping[str, Manifest]
+) -> None:
+    """Raise DataError for a column that no dataset has."""
+    for column in (one.column for one in groupings):
+        if not any(column in cells for cells in traits.values()):
+            known = dict.fromkeys(name for manifest in manifests.values() for one in manifest[:1] for name in one.extra)
+            where = ", ".join(manifests) or "the table the run was trained with, or that table is gone"
+            listed = f" There are: {', '.join([*known, 'eye'])}." if known else ""
+            raise DataError(f"--by {column}: no such column in {where}.{did_you_mean(column, known)}{listed}")
+
+
+def open_dataset(
+    run: Run,
+    table: str,
+    images: Path | None,
+    columns: Mapping[str, str | None],
+    *,
+    name: str,
+    said: str | None = None,
+) -> tuple[Manifest, LabelMap]:
+    """A dataset with its labels as they stand, and what they mean.
+
+    A column that is not given is the one trained with, if the table has it.
+    """
     from eyetune.data.config import DataConfig
+    from eyetune.data.labels import AS_THEY_STAND
     from eyetune.data.records import open_manifest
     from eyetune.data.tables import read_rows
+    from eyetune.metrics.labelmap import parse, unstated
 
     trained = run.folder.read_config().data
     here = read_rows(Path(table))[0] if Path(table).is_file() else []
@@ -125,7 +270,24 @@ def open_dataset(run: Run, table: str, images: Path | None, columns: Mapping[str
         chosen[field] = given if given is not None or before not in (*here, "none") else before
     # A split column of theirs says nothing here: all of it is outside the run.
     config = DataConfig(table=table, images=images, split_column="none", **chosen)
-    return open_manifest(config, classes=run.classes)
+    manifest = open_manifest(config, classes=AS_THEY_STAND)
+    if said is not None:
+        return manifest, parse(said, run.classes, f"--map {name}")
+    both = label_column(trained), label_column(config)
+    return manifest, unstated(manifest, run.classes, name=name, columns=both)
+
+
+def label_column(config: DataConfig) -> str | None:
+    """The column that the labels come from; None where it is not known, or there is no column."""
+    from eyetune.data.tables import choose_columns, read_rows
+
+    if config.label_column is not None or not Path(config.table).is_file():
+        return config.label_column if isinstance(config.label_column, str) else None
+    try:
+        names = read_rows(Path(config.table))[0]
+        return choose_columns(names, {"label": None}, config.table, labels_required=False)[0].get("label")
+    except UserError:
+        return None
 
 
 def parse_dataset(word: str) -> tuple[str, tuple[str, Path | None]]:
@@ -134,3 +296,18 @@ def parse_dataset(word: str) -> tuple[str, tuple[str, Path | None]]:
     if not (name and equals and rest):
         raise ConfigError(f"--data {word}: write NAME=TABLE or NAME=TABLE:IMAGES, as in --data messidor=messidor.csv.")
     return name, table_and_images(rest)
+
+
+def parse_maps(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """`NAME=MAP` words -> map by name. Raises ConfigError for a name that no --data has, or has twice."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, rest = word.partition("=")
+        if not (name and equals and rest):
+            raise ConfigError(f"--map {word}: write NAME=MAP, as in --map messidor=referable.")
+        if name not in names:
+            raise ConfigError(f"--map {word}: no --data is called {name!r}.{did_you_mean(name, names)}")
+        if name in found:
+            raise ConfigError(f"--map: two of them are for {name}.")
+        found[name] = rest
+    return found

@@ -74,13 +74,10 @@ def finetune(config: Config) -> Run:
     manifest = prepare_data(config, cache)
     model, strategy = build_model(config, manifest.classes)
     folder = RunDir.create(config.out, runtime.is_main)
-    with folder.in_use():
-        with Cost(folder, runtime) as cost:
-            job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
-            job.describe()
-            run = job.train(resumed=False)
-        job.report()
-        return run
+    with folder.in_use(), Cost(folder, runtime) as cost:
+        job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
+        job.describe()
+        return job.train(resumed=False)
 
 
 def resume(path: str | Path, *, previous: bool = False) -> Run:
@@ -116,9 +113,7 @@ def resume(path: str | Path, *, previous: bool = False) -> Run:
             job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
             if not begun:
                 job.describe()
-            run = job.train(resumed=True)
-        job.report()
-        return run
+            return job.train(resumed=True)
 
 
 def share_batch(config: Config, before: int, runtime: Runtime) -> Config:
@@ -171,11 +166,6 @@ def check_settings(config: Config) -> None:
     from eyetune.train.logs import check_available
 
     check_available(config.train)
-    if config.task.kind not in ("auto", "classification") or config.task.head != "softmax":
-        raise ConfigError(
-            f"task: kind {config.task.kind} with head {config.task.head} cannot be trained in this version; only one "
-            "class an image with head softmax can. Leave the section out."
-        )
     spec = find_spec(config.model.backbone)
     spec.check_pool(config.model.pool)
     spec.check_pixels(config.model.pixels)
@@ -333,8 +323,7 @@ class _Job:
     def score(self, run: Run, fitted: FitResult) -> None:
         """Predict and score val and test with the best epoch, draw the plots, say what came of it."""
         from eyetune.metrics import plots
-        from eyetune.report.mistakes import remember
-        from eyetune.train.results import OWN, add_scores, calibrate, scores_table
+        from eyetune.train.results import OWN, add_scores, calibrate, remarks_table, scores_table
 
         size = self.config.train.batch_size
         tables = {
@@ -343,25 +332,31 @@ class _Job:
             if name in self.manifest.splits
         }
         run.calibration = calibrate(self.folder, tables.get("val"))
-        content = add_scores(self.folder, tables, run.calibration)
+        about = {name: {"warnings": self.warnings(name)} for name in tables}
+        content = add_scores(self.folder, tables, run.calibration, about=about)
         if not self.folder.main:
             return
-        remember(self.folder, tables, {name: self.manifest.select(name) for name in tables})
         run.strategy.write_artifacts(run.model, self.folder.path)
         plots.learning_curves(fitted.history, self.folder.plot_file("learning_curves"), metric=fitted.metric)
         chosen = "" if fitted.best_value is None else f", {fitted.metric} {fitted.best_value:.3f} on validation"
         print(f"best epoch: {fitted.best_epoch + 1} of {fitted.epochs}{chosen}")
         if tables:
             show(scores_table(content))
+            for shown in remarks_table(content, list(tables)):
+                print(shown) if isinstance(shown, str) else show(shown)
         print(f"run folder: {self.folder.path} (metrics.json, predictions/, plots/)")
+        print("For research; not a medical device.")
 
-    def report(self) -> None:
-        """The run is finished: its report and model card, for people."""
-        from eyetune.report.page import refresh
+    def warnings(self, split: str) -> list[str]:
+        """What a reader of a split's scores must not overlook."""
+        from eyetune.train.leaks import Seen, overlap, unnamed_patients
 
-        if self.folder.main:
-            refresh(self.folder)
-            print("For research; not a medical device.")
+        if not self.folder.main:
+            return []
+        records = self.manifest.select(split).records
+        before = ("train",) if split == "val" else ("train", "val")
+        shared = overlap(records, Seen.of_manifest(self.manifest, before), self.cache)
+        return [*shared, *unnamed_patients([record.patient for record in records])]
 
     @property
     def once(self) -> bool:

@@ -1,0 +1,1 @@
+"""Strategies, backbones and seeds side by side: from a request to its cells, from finished cells to one table."""

@@ -1,1 +1,0 @@
-"""What a run says of itself to a reader: one HTML page and a model card, from the run folder alone."""

@@ -1,0 +1,122 @@
+"""Photographs and patients that a dataset shares with what a run was trained on: its scores then come out too good."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eyetune.data.cache import file_digest
+from eyetune.data.record import Record
+from eyetune.data.records import Manifest, open_manifest
+from eyetune.errors import UserError
+
+if TYPE_CHECKING:
+    from eyetune.data.cache import Cache
+    from eyetune.train.rundir import RunDir
+
+LEARNT_FROM = ("train", "val")
+"""The splits a run has seen: one taught it, the other chose its epoch."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run learnt from.
+
+    Args:
+        records: the photographs, where they are still there.
+        patients: their identifiers, as text.
+        unknown: why photographs cannot be compared; empty when they can.
+    """
+
+    records: tuple[Record, ...] = ()
+    patients: frozenset[str] = frozenset()
+    unknown: str = ""
+
+    @classmethod
+    def of_manifest(cls, manifest: Manifest, splits: Sequence[str] = LEARNT_FROM) -> Seen:
+        """Of the records of a manifest that lie in these splits."""
+        records = tuple(record for record in manifest if record.split in splits)
+        return cls(records, frozenset(record.patient for record in records if record.patient is not None))
+
+    @classmethod
+    def of_run(cls, folder: RunDir) -> Seen:
+        """What splits.csv lists; the photographs through the table that the configuration names, if it is there."""
+        if not folder.splits_file.is_file():
+            return cls(unknown="what the run was trained on is not known")
+        with open(folder.splits_file, encoding="utf-8", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if row.get("split") in LEARNT_FROM]
+        patients = frozenset(row["patient"] for row in rows if row.get("patient"))
+        names = {row.get("image") for row in rows}
+        try:
+            manifest = open_manifest(folder.read_config().data, labels_required=False)
+            records = tuple(record for record in manifest if record.name in names)
+        except UserError:
+            records = ()
+        lost = len(names) - sum(record.image.is_file() for record in records)
+        return cls(records, patients, f"{lost} of {len(names)} training images are not where they were" if lost else "")
+
+
+def overlap(records: Sequence[Record], seen: Seen, cache: Cache | None = None) -> list[str]:
+    """Warnings, each a sentence or two, for what `records` share with `seen`; empty when nothing is shared.
+
+    Photographs are the same when their bytes are; only files of equal size are read. Copies that were saved again are
+    not found here: `eyetune data audit` finds them.
+    """
+    found = []
+    if same := _same_photographs(records, seen.records, cache):
+        names = ", ".join(record.name for record in same[:3]) + (", …" if len(same) > 3 else "")
+        found.append(
+            f"{len(same)} of its {len(records)} photographs were among those the run was trained or chosen on (the "
+            f"very same bytes: {names}). Its scores come out too good; leave them out."
+        )
+    mine = {record.patient for record in records if record.patient is not None}
+    if shared := mine & seen.patients:
+        found.append(
+            f"{len(shared)} of its {len(mine)} patient identifiers also stand for patients the run was trained or "
+            "chosen on. If they are the same people its scores come out too good; if two sites count from 1, ignore "
+            "this."
+        )
+    if seen.unknown:
+        found.append(f"{seen.unknown}: whether it shares photographs with the training could not be looked at.")
+    return found
+
+
+def _same_photographs(records: Sequence[Record], others: Sequence[Record], cache: Cache | None) -> list[Record]:
+    digest = file_digest if cache is None else cache.digest
+    by_size: dict[int, list[Record]] = defaultdict(list)
+    for record in others:
+        try:
+            by_size[os.path.getsize(record.image)].append(record)
+        except OSError:
+            continue
+    digests: dict[int, set[bytes]] = {}
+    same = []
+    for record in records:
+        try:
+            size = os.path.getsize(record.image)
+            if size not in by_size:
+                continue
+            if size not in digests:
+                digests[size] = {digest(other.image) for other in by_size[size]}
+            if digest(record.image) in digests[size]:
+                same.append(record)
+        except OSError:
+            continue
+    return same
+
+
+def unnamed_patients(patients: Sequence[str | None]) -> list[str]:
+    """Warnings that follow from the table itself: no patients are named, or only some are."""
+    unnamed = sum(patient is None for patient in patients)
+    if unnamed == len(patients):
+        return [
+            "no patients are named: every image counts as a patient of its own. Where fellow eyes or repeated "
+            "photographs are among them, the intervals are too narrow."
+        ]
+    if unnamed:
+        return [f"{unnamed} of its {len(patients)} images name no patient; each counts as a patient of its own."]
+    return []
