@@ -163,7 +163,7 @@ class _Tables:
             table = Predictions.from_csv(file)
             if expected is None:
                 expected = table
-                self.classes = tuple(table.classes)
+                self.classes = self.classes or tuple(table.classes)
             same = table.images == expected.images and table.classes == expected.classes
             if not same or not np.array_equal(table.targets, expected.targets):
                 raise RunError(
@@ -356,6 +356,8 @@ def _warnings(
             "the patients are not known: every image counts as one of its own, so intervals are too narrow and "
             "p-values too small if patients repeat"
         )
+    first = tables.folders[done[0]["name"]].read_metrics()["datasets"]
+    found += [f"{name}: {said}" for name in tables.datasets for said in first.get(name, {}).get("warnings", [])]
     if len(plan.seeds) < FEW_SEEDS:
         seeds = "one seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
         found.append(

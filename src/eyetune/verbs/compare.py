@@ -186,10 +186,9 @@ class _Desk:
 
         for name, word in self.plan.datasets.items():
             table, images = table_and_images(word)
-            manifest = check_readable(
-                open_dataset(run, table, images, {}), False, cache=run.cache, settings=run.settings
-            )
-            evaluate(run, {name: manifest})
+            manifest, labels = open_dataset(run, table, images, {}, name=name)
+            readable = check_readable(manifest, False, cache=run.cache, settings=run.settings)
+            evaluate(run, {name: readable}, maps={name: labels})
 
     def drift(self, run: Run, cell: Cell) -> dict[str, Any] | None:
         """How far the features of the validation images (the test images, where there are none) moved."""
