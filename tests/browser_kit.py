@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import shutil
 import subprocess
 import tempfile
@@ -45,6 +47,26 @@ def to_pdf(page: Path, pdf: Path) -> Path:
 def dom(page: Path) -> str:
     """The document as the browser understood it."""
     return _run("--dump-dom", page.resolve().as_uri())
+
+
+def content_width(page: Path, window: int) -> int:
+    """Pixels that the page's content is wide in a window of so many: more than that would have to be scrolled.
+
+    The page lies in a frame, for a window of Chromium is never narrower than 500 pixels; a script beside the frame
+    measures, for the page itself may run none.
+    """
+    frame = html.escape(page.read_text(encoding="utf-8"), quote=True)
+    measure = "document.title = 'width ' + this.contentDocument.documentElement.scrollWidth"
+    with tempfile.TemporaryDirectory() as folder:
+        outer = Path(folder) / "outer.html"
+        outer.write_text(
+            f'<!doctype html><title></title><iframe width="{window}" height="800" frameborder="0" '
+            f'onload="{measure}" srcdoc="{frame}"></iframe>',
+            encoding="utf-8",
+        )
+        found = re.search(r"<title>width (\d+)</title>", dom(outer))
+    assert found is not None, "the frame was not measured"
+    return int(found[1])
 
 
 def _run(*words: str) -> str:

@@ -234,6 +234,11 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def heat_file(self) -> Path:
+        """The heat maps that the report shows."""
+        return self.path / "heatmaps.json"
+
+    @property
     def card_file(self) -> Path:
         """The model card, in Markdown."""
         return self.path / "MODEL_CARD.md"
@@ -317,6 +322,14 @@ class RunDir:
         Raises RunError when it is damaged.
         """
         return self._optional("data.json")
+
+    def write_heat(self, content: Mapping[str, Any]) -> None:
+        """Write `heatmaps.json`."""
+        self._json(self.heat_file.name, content)
+
+    def read_heat(self) -> dict[str, Any]:
+        """Read `heatmaps.json`; empty when there is none. Raises RunError when it is damaged."""
+        return self._optional(self.heat_file.name)
 
     def _optional(self, name: str) -> dict[str, Any]:
         return read_json(self.path / name) if (self.path / name).is_file() else {}

@@ -130,6 +130,8 @@ def evaluate(
     """
     from eyetune.metrics.predictions import Predictions
     from eyetune.metrics.subgroups import Grouping
+    from eyetune.report.mistakes import remember
+    from eyetune.report.page import refresh
     from eyetune.train.leaks import Seen
     from eyetune.train.results import add_scores
 
@@ -157,7 +159,11 @@ def evaluate(
             cells = {column: [by_image.get(image, "") for image in table.images] for column, by_image in own.items()}
             tables[REFERENCE] = replace(table, traits=cells)
             about[REFERENCE] = kept_about(run, REFERENCE)
-        return add_scores(run.folder, tables, run.calibration, about=about, by=groupings, reference=reference)
+        content = add_scores(run.folder, tables, run.calibration, about=about, by=groupings, reference=reference)
+        if run.folder.main:
+            remember(run.folder, tables, labelled)
+            refresh(run.folder)
+        return content
 
 
 def predict(run: Run, manifest: Manifest, found: LabelMap, workers: Workers, batch_size: int) -> Predictions:

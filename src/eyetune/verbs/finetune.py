@@ -74,10 +74,13 @@ def finetune(config: Config) -> Run:
     manifest = prepare_data(config, cache)
     model, strategy = build_model(config, manifest.classes)
     folder = RunDir.create(config.out, runtime.is_main)
-    with folder.in_use(), Cost(folder, runtime) as cost:
-        job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
-        job.describe()
-        return job.train(resumed=False)
+    with folder.in_use():
+        with Cost(folder, runtime) as cost:
+            job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
+            job.describe()
+            run = job.train(resumed=False)
+        job.report()
+        return run
 
 
 def resume(path: str | Path, *, previous: bool = False) -> Run:
@@ -113,7 +116,9 @@ def resume(path: str | Path, *, previous: bool = False) -> Run:
             job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
             if not begun:
                 job.describe()
-            return job.train(resumed=True)
+            run = job.train(resumed=True)
+        job.report()
+        return run
 
 
 def share_batch(config: Config, before: int, runtime: Runtime) -> Config:
@@ -323,6 +328,7 @@ class _Job:
     def score(self, run: Run, fitted: FitResult) -> None:
         """Predict and score val and test with the best epoch, draw the plots, say what came of it."""
         from eyetune.metrics import plots
+        from eyetune.report.mistakes import remember
         from eyetune.train.results import OWN, add_scores, calibrate, remarks_table, scores_table
 
         size = self.config.train.batch_size
@@ -336,6 +342,7 @@ class _Job:
         content = add_scores(self.folder, tables, run.calibration, about=about)
         if not self.folder.main:
             return
+        remember(self.folder, tables, {name: self.manifest.select(name) for name in tables})
         run.strategy.write_artifacts(run.model, self.folder.path)
         plots.learning_curves(fitted.history, self.folder.plot_file("learning_curves"), metric=fitted.metric)
         chosen = "" if fitted.best_value is None else f", {fitted.metric} {fitted.best_value:.3f} on validation"
@@ -345,7 +352,14 @@ class _Job:
             for shown in remarks_table(content, list(tables)):
                 print(shown) if isinstance(shown, str) else show(shown)
         print(f"run folder: {self.folder.path} (metrics.json, predictions/, plots/)")
-        print("For research; not a medical device.")
+
+    def report(self) -> None:
+        """The run is finished: its report and model card, for people."""
+        from eyetune.report.page import refresh
+
+        if self.folder.main:
+            refresh(self.folder)
+            print("For research; not a medical device.")
 
     def warnings(self, split: str) -> list[str]:
         """What a reader of a split's scores must not overlook."""

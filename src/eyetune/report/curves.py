@@ -1,0 +1,157 @@
+"""The charts of a dataset and of a run, from the predictions, metrics.json and history.csv."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from eyetune.metrics.outcomes import Curve, Outcomes
+from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.scores import better, is_graded_dr, referable_curve
+from eyetune.pages.charts import Axis, Series, plot, ticks
+from eyetune.report.content import Dataset
+from eyetune.report.glossary import label
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+#: More lines than colours cannot be told apart: of more classes the most frequent are drawn.
+MOST_CURVES = 6
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:g} %"
+
+
+def ranking_charts(predictions: Predictions) -> list[Markup]:
+    """The ROC and the precision-recall curve: each class against the rest (of two classes the second), and for grades
+    of retinopathy referable against less. None where nothing has both sides."""
+    outcomes = Outcomes.of_table(predictions)
+    classes = predictions.classes
+    order = [1] if len(classes) == 2 else sorted(range(len(classes)), key=lambda k: -outcomes.support[k])
+    curves = [(classes[k], outcomes.curves[k], False) for k in sorted(order[:MOST_CURVES])]
+    if is_graded_dr(classes):
+        curves.append(("grade 2 or worse", referable_curve(outcomes), True))
+    curves = [(name, curve, strong) for name, curve, strong in curves if curve.defined]
+    if not curves:
+        return []
+    chance = Series("chance", [(0, 0), (1, 1)], faint=True)
+    roc = [Series(f"{name}: {curve.auroc:.3f}", _roc(curve), strong=strong) for name, curve, strong in curves]
+    precision = [
+        Series(
+            f"{name}: {curve.average_precision:.3f} (chance {_share(curve):.2f})", _pr(curve), step=True, strong=strong
+        )
+        for name, curve, strong in curves
+    ]
+    return [
+        plot(
+            [*roc, chance],
+            Axis("1 − specificity", number=_percent),
+            Axis("Sensitivity", number=_percent),
+            title="ROC curve (area in the legend)",
+        ),
+        plot(
+            precision,
+            Axis("Sensitivity (recall)", number=_percent),
+            Axis("PPV (precision)", number=_percent),
+            title="Precision-recall curve (area in the legend)",
+        ),
+    ]
+
+
+def _share(curve: Curve) -> float:
+    return float(curve.hits[-1] / (curve.hits[-1] + curve.alarms[-1]))
+
+
+def _roc(curve: Curve) -> list[tuple[float, float]]:
+    return list(zip((1 - curve.specificity).tolist(), curve.sensitivity.tolist(), strict=True))
+
+
+def _pr(curve: Curve) -> list[tuple[float, float]]:
+    """From the first image called positive on: before it there is no precision."""
+    recall, hits, alarms = curve.sensitivity.tolist(), curve.hits.tolist(), curve.alarms.tolist()
+    return [(r, h / (h + a)) for r, h, a in zip(recall, hits, alarms, strict=True) if h + a]
+
+
+def reliability_chart(found: Dataset) -> Markup | None:
+    """Confidence against accuracy, before and after calibration; None where metrics.json has no bins."""
+    if found.reliability is None:
+        return None
+    series = [Series("perfect", [(0, 0), (1, 1)], faint=True)]
+    for name, bins in (("as trained", found.reliability.before), ("calibrated", found.reliability.after)):
+        points = [
+            (b.confidence, b.accuracy) for b in bins if b.n and b.confidence is not None and b.accuracy is not None
+        ]
+        if points:
+            series.append(Series(name, points, dots=True))
+    if len(series) == 1:
+        return None
+    return plot(
+        series,
+        Axis("How sure it is", number=_percent),
+        Axis("How often it is right", number=_percent),
+        title="Reliability",
+    )
+
+
+def selective_chart(found: Dataset) -> Markup | None:
+    """The risk-coverage curve; None where metrics.json has none."""
+    if found.selective is None:
+        return None
+    points = [(point.coverage, point.risk) for point in found.selective.curve if point.risk is not None]
+    if not points:
+        return None
+    top = max(0.1, *(risk for _, risk in points))
+    return plot(
+        [Series("errors among the answered", points)],
+        Axis("Answered, the surest first", number=_percent),
+        Axis("Errors among them", high=_round_up(top), number=_percent),
+        title="Risk and coverage",
+    )
+
+
+def history_charts(history: Sequence[Mapping[str, Any]], metric: str) -> list[Markup]:
+    """The losses and the chosen metric on validation over the epochs; none without an epoch."""
+    epochs = [float(row["epoch"]) if isinstance(row.get("epoch"), int) else n for n, row in enumerate(history, 1)]
+    if not epochs:
+        return []
+    across = Axis("Epoch", min(epochs[0], 1), max(epochs[-1], 2), number="{:.0f}".format)
+    charts = []
+    losses = {
+        name: _column(history, column) for name, column in (("training", "train_loss"), ("validation", "val_loss"))
+    }
+    losses = {name: values for name, values in losses.items() if any(map(math.isfinite, values))}
+    if losses:
+        every = [value for values in losses.values() for value in values if math.isfinite(value)]
+        upwards = Axis("Loss", 0.0, _round_up(max(every)) if max(every) > 0 else 1.0)
+        lines = [Series(name, list(zip(epochs, values, strict=True)), dots=True) for name, values in losses.items()]
+        charts.append(plot(lines, across, upwards, title="Loss by epoch"))
+    values = _column(history, f"val_{metric}")
+    finite = [value for value in values if math.isfinite(value)]
+    if finite:
+        best = finite[0]
+        for value in finite:
+            best = value if better(metric, value, best) else best
+        low, high = min(0.0, *finite), max(1.0, *finite)
+        charts.append(
+            plot(
+                [Series(f"{label(metric)}, validation", list(zip(epochs, values, strict=True)), dots=True)],
+                across,
+                Axis(label(metric), math.floor(low), _round_up(high)),
+                title=f"{label(metric)} by epoch (ring: the epoch that was kept)",
+                marks=[(epochs[values.index(best)], best)],
+            )
+        )
+    return charts
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [float(value) if isinstance(value := row.get(name), (int, float)) else math.nan for row in rows]
+
+
+def _round_up(value: float) -> float:
+    """The next round number, for the end of an axis."""
+    marks = ticks(0.0, value)
+    step = marks[1] if len(marks) > 1 else value
+    return marks[-1] if marks[-1] >= value - 1e-9 else round(marks[-1] + step, 12)

@@ -1,0 +1,168 @@
+"""Which photographs to look at: the mistakes it was surest of, those furthest off; and where their files are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eyetune.data.cache import Cache
+from eyetune.data.fundus import FundusSettings, load_square
+from eyetune.errors import DataError, UserError
+from eyetune.metrics.predictions import UNKNOWN, Predictions
+from eyetune.metrics.scores import is_ordered
+from eyetune.pages.page import picture
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from eyetune.data.records import Manifest
+    from eyetune.report.facts import Facts
+    from eyetune.train.rundir import RunDir
+
+#: Pictures of each kind and dataset: enough to see a pattern, few enough to be looked at.
+MOST = 8
+#: Longer side of a picture, in pixels.
+SIDE = 200
+
+
+@dataclass(frozen=True)
+class Case:
+    """One photograph of a dataset and what was said of it.
+
+    Attributes:
+        row: its row in predictions/NAME.csv, counted as a spreadsheet does (the header is row 1).
+        image: its name in the table.
+        truth, called: class names.
+        probability: of the class called, 0..1.
+        distance: classes between the two; None where they have no order.
+    """
+
+    row: int
+    image: str
+    truth: str
+    called: str
+    probability: float
+    distance: int | None
+
+
+def surest_mistakes(predictions: Predictions, most: int = MOST) -> list[Case]:
+    """The wrong answers with the highest probability, surest first."""
+    wrong = _wrong(predictions)
+    order = np.argsort(-_confidence(predictions)[wrong], kind="stable")
+    return [_case(predictions, int(index)) for index in wrong[order][:most]]
+
+
+def furthest_mistakes(predictions: Predictions, most: int = MOST) -> list[Case]:
+    """The answers furthest from the label, two classes or more, the surer of equals first; none without an order."""
+    if len(predictions.classes) < 3 or not is_ordered(predictions.classes):
+        return []
+    wrong = _wrong(predictions)
+    distance = np.abs(predictions.predicted - predictions.targets)[wrong]
+    wrong, distance = wrong[distance >= 2], distance[distance >= 2]
+    order = np.lexsort((-_confidence(predictions)[wrong], -distance))
+    return [_case(predictions, int(index)) for index in wrong[order][:most]]
+
+
+def examples(predictions: Predictions, each: int = 1) -> list[Case]:
+    """The surest right answers of each class, then as many of the surest mistakes: what heat maps are drawn for."""
+    right = np.flatnonzero(predictions.predicted == predictions.targets)
+    confidence = _confidence(predictions)
+    chosen: list[int] = []
+    for k in range(len(predictions.classes)):
+        of_class = right[predictions.targets[right] == k]
+        chosen += of_class[np.argsort(-confidence[of_class], kind="stable")][:each].tolist()
+    return [_case(predictions, index) for index in chosen] + surest_mistakes(predictions, len(chosen) or MOST)
+
+
+def shown(predictions: Predictions) -> list[Case]:
+    """Every photograph that a report may show, each once."""
+    cases = [*surest_mistakes(predictions), *furthest_mistakes(predictions), *examples(predictions)]
+    return list({case.row: case for case in cases}.values())
+
+
+def remember(folder: RunDir, tables: Mapping[str, Predictions], manifests: Mapping[str, Manifest]) -> None:
+    """Keep in `data.json` where the files lie of the photographs that a report may show, for it to be made again."""
+    places: dict[str, dict[str, str]] = {}
+    for name, manifest in manifests.items():
+        where = {record.name: record.image for record in manifest}
+        cases = [case for case in shown(tables[name]) if case.image in where]
+        places[name] = {case.image: os.path.abspath(where[case.image]) for case in cases}
+    folder.update_data(pictures=places)
+
+
+class Album:
+    """The photographs of a run, as the network saw them, while their files are still where they were.
+
+    Args:
+        facts: the run.
+        wanted: False shows none.
+    """
+
+    def __init__(self, facts: Facts, wanted: bool = True) -> None:
+        self.wanted = wanted
+        self.missing = 0
+        self._places: Mapping[str, Any] = facts.data.get("pictures", {})
+        self._settings = FundusSettings.from_dict(facts.card.fundus) if facts.card is not None else None
+        self._cache = _cache(facts)
+
+    def place(self, dataset: str, image: str) -> Path | None:
+        """The file of a photograph; None where it is not known, or not there any more."""
+        known = self._places.get(dataset, {}).get(image) if isinstance(self._places.get(dataset), dict) else None
+        return Path(known) if isinstance(known, str) and os.path.isfile(known) else None
+
+    def square(self, dataset: str, image: str) -> NDArray[np.uint8] | None:
+        """uint8[P, P, 3] of a photograph; None (and counted as missing) where it cannot be had."""
+        path = self.place(dataset, image)
+        if path is None or self._settings is None:
+            self.missing += 1
+            return None
+        try:
+            load = self._cache.square if self._cache is not None else load_square
+            return load(path, self._settings)
+        except DataError:
+            self.missing += 1
+            return None
+
+    def gallery(self, dataset: str, cases: Iterable[Case]) -> list[dict[str, Any]]:
+        """Each case with its `picture` as a data URI, None where it cannot be had or none is wanted."""
+        found = []
+        for case in cases:
+            square = self.square(dataset, case.image) if self.wanted else None
+            found.append({"case": case, "picture": None if square is None else picture(square, side=SIDE)})
+        return found
+
+
+def _cache(facts: Facts) -> Cache | None:
+    if facts.config is None:
+        return None
+    try:
+        return Cache.of(facts.config.data)
+    except (UserError, OSError):  # its folder is gone, or not ours: the photographs are decoded anew
+        return None
+
+
+def _wrong(predictions: Predictions) -> NDArray[np.int64]:
+    return np.flatnonzero((predictions.targets != UNKNOWN) & (predictions.predicted != predictions.targets))
+
+
+def _confidence(predictions: Predictions) -> NDArray[np.float64]:
+    """float64[N]: the probability of the class called."""
+    found: NDArray[np.float64] = predictions.probabilities[np.arange(len(predictions)), predictions.predicted]
+    return found
+
+
+def _case(predictions: Predictions, index: int) -> Case:
+    target, called = int(predictions.targets[index]), int(predictions.predicted[index])
+    return Case(
+        row=index + 2,
+        image=predictions.images[index],
+        truth=predictions.classes[target],
+        called=predictions.classes[called],
+        probability=float(predictions.probabilities[index, called]),
+        distance=abs(called - target) if is_ordered(predictions.classes) else None,
+    )

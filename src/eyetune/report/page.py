@@ -1,0 +1,311 @@
+"""The report of a run: what the templates are filled with, and the files written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from eyetune.errors import UserError
+from eyetune.metrics.metric import METRICS
+from eyetune.metrics.predictions import Predictions
+from eyetune.pages.page import write_page
+from eyetune.report import curves, glossary
+from eyetune.report.card import write_card
+from eyetune.report.content import Dataset, Score
+from eyetune.report.facts import VAL, Facts, read_facts
+from eyetune.report.heat import read_heat_maps
+from eyetune.report.mistakes import Album, Case, furthest_mistakes, surest_mistakes
+from eyetune.report.words import plural, shared_patients, summarise, table_name, title
+from eyetune.train.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Options:
+    """What goes into a report.
+
+    Attributes:
+        pictures: photographs of mistakes, and heat maps. They are photographs of patients.
+        names: file names of the photographs; else the row of the predictions that holds the name.
+    """
+
+    pictures: bool = True
+    names: bool = False
+
+
+@dataclass(frozen=True)
+class Range:
+    """A score on a line from `low` to `high`: where it and the ends of its interval lie, in percent of the line."""
+
+    dataset: str
+    score: Score
+    at: float | None = None
+    start: float | None = None
+    width: float | None = None
+
+
+def write_report(path: Path | str, options: Options | None = None) -> Path:
+    """Write `report.html` and `MODEL_CARD.md` into a run folder; returns the page's path.
+
+    Args:
+        path: the run folder.
+        options: what goes in; kept for the next time. None: as the last time, at first everything but names.
+
+    Raises RunError when there is no run, it was not scored yet, or a file of it is damaged.
+    """
+    facts = read_facts(path)
+    if options is None:
+        before = facts.data.get("report")
+        options = Options(**before) if isinstance(before, dict) and set(before) == {"pictures", "names"} else Options()
+    else:
+        facts.folder.update_data(report=asdict(options))
+    write_card(facts)
+    return write_page(facts.folder.report_file, "report.html.j2", **run_page(facts, options))
+
+
+def refresh(folder: RunDir) -> None:
+    """Write the report of a run that was just scored, and say where. What is wrong with it is said, not raised: the
+    scores are safe."""
+    try:
+        print(f"report: {write_report(folder.path)}")
+    except UserError as error:
+        print(f"eyetune: no report was written. {error}", file=sys.stderr)
+
+
+def run_page(facts: Facts, options: Options) -> dict[str, Any]:
+    """What `report.html.j2` asks for."""
+    heat = read_heat_maps(facts) if options.pictures else None
+    album = Album(facts, options.pictures)
+    datasets = [_dataset(facts, name, found, album) for name, found in facts.datasets.items()]
+    return {
+        "title": title(facts),
+        "facts": facts,
+        "summary": summarise(facts),
+        "options": options,
+        "plural": plural,
+        "table": table_name(facts),
+        "label": glossary.label,
+        "meaning": glossary.meaning,
+        "flow": flow(facts),
+        "leaks": leaks(facts),
+        "ranges": ranges(facts),
+        "datasets": datasets,
+        "gaps": gaps(facts),
+        "every": every_metric(facts),
+        "missing_pictures": album.missing,
+        "heat": heat,
+        "training": training(facts),
+        "glossary": terms(facts, heat is not None),
+        "config": _config_text(facts),
+    }
+
+
+# --- the data ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The way of the images: what the table names, what was left out, what is left, and where it went."""
+
+    source: str
+    rows: int | None
+    left_out: Sequence[tuple[str, int]]
+    images: int | None
+    patients: int | None
+    parts: Sequence[Any]
+    outside: Sequence[Any]
+    classes: Sequence[str] = field(default_factory=tuple)
+
+
+def flow(facts: Facts) -> Flow:
+    """The flow chart, from data.json and splits.csv; numbers that neither has are None."""
+    parts = facts.parts()
+    patients = {row["patient"] for row in facts.splits if row.get("patient")}
+    images = sum(part.images for part in parts) or None
+    rows = facts.data.get("rows")
+    return Flow(
+        source=table_name(facts),
+        rows=rows if isinstance(rows, int) else None,
+        left_out=[(str(entry["why"]), int(entry["images"])) for entry in facts.data.get("left_out", [])],
+        images=images,
+        patients=len(patients) or None,
+        parts=parts,
+        outside=facts.outside_parts(),
+        classes=facts.classes,
+    )
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One way in which test images may have been seen in training, and whether they were."""
+
+    what: str
+    found: str
+    level: str
+
+
+def leaks(facts: Facts) -> list[Leak]:
+    """What was looked for, and what was found. Nothing looked for is not nothing there: that is said too."""
+    found = []
+    if facts.knows_patients:
+        count = shared_patients(facts)
+        said = f"{plural(count, 'patient')} in more than one split" if count else "none"
+        found.append(Leak("Patients in more than one split", said, "bad" if count else "good"))
+    else:
+        found.append(Leak("Patients in more than one split", "not known: the table names no patients", "warn"))
+    same = facts.data.get("identical")
+    if isinstance(same, Mapping):
+        crossing, other = (list(same.get(key, [])) for key in ("across_splits", "other_labels"))
+        found.append(
+            Leak(
+                "The same file under two names, in two splits",
+                plural(len(crossing), "photograph") if crossing else "none",
+                "bad" if crossing else "good",
+            )
+        )
+        found.append(
+            Leak(
+                "The same file under two names, with two labels",
+                plural(len(other), "photograph") if other else "none",
+                "warn" if other else "good",
+            )
+        )
+    else:
+        found.append(Leak("The same file under two names", "not looked for (a run of an older version)", "warn"))
+    found.append(
+        Leak("Nearly the same photograph twice", "not looked for here: eyetune data audit does", "warn"),
+    )
+    return found
+
+
+# --- the scores ----------------------------------------------------------------------------------------------------
+
+
+def ranges(facts: Facts) -> list[tuple[str, list[Range]]]:
+    """The headline metrics: for each a line a dataset."""
+    result = []
+    for name in facts.headline:
+        lines = [
+            score_range(name, dataset, found.metrics.get(name, Score())) for dataset, found in facts.datasets.items()
+        ]
+        if any(line.score.value is not None for line in lines):
+            result.append((name, lines))
+    return result
+
+
+def score_range(name: str, dataset: str, score: Score) -> Range:
+    """On 0..1; on -1..1 for what lies below 0; without a line for a score that has no upper end."""
+    low = min(0.0, *(value for value in (score.value, *score.ci) if value is not None), 0.0)
+    high = METRICS.get(name).high if name in METRICS else float("inf")
+    if score.value is None or high == float("inf"):
+        return Range(dataset, score)
+    low = -1.0 if low < 0 else 0.0
+
+    def place(value: float) -> float:
+        return round(100 * min(max((value - low) / (high - low), 0.0), 1.0), 2)
+
+    at = place(score.value)
+    if score.ci[0] is None or score.ci[1] is None:
+        return Range(dataset, score, at)
+    start = place(score.ci[0])
+    return Range(dataset, score, at, start, round(place(score.ci[1]) - start, 2))
+
+
+def gaps(facts: Facts) -> list[tuple[str, dict[str, Score]]]:
+    """Outside dataset -> headline metric -> gap to the run's own test split."""
+    known = facts.metrics.generalization
+    if known is None:
+        return []
+    wanted = [name for name, _ in ranges(facts)]
+    return [
+        (dataset, {name: found[name] for name in wanted if name in found and found[name].value is not None})
+        for dataset, found in known.external.items()
+    ]
+
+
+def every_metric(facts: Facts) -> list[tuple[str, list[Score]]]:
+    """Every metric with its score on each dataset, in the order of metrics.json."""
+    names = dict.fromkeys(name for found in facts.datasets.values() for name in found.metrics)
+    return [(name, [found.metrics.get(name, Score()) for found in facts.datasets.values()]) for name in names]
+
+
+def _dataset(facts: Facts, name: str, found: Dataset, album: Album) -> dict[str, Any]:
+    table = facts.predictions.get(name)
+    calibrated = facts.calibrated.get(name)
+    charts = [*(curves.ranking_charts(table) if table is not None else [])]
+    charts += [chart for chart in (curves.reliability_chart(found), curves.selective_chart(found)) if chart is not None]
+    sure, far = [], []
+    if table is not None and name != VAL:
+        sure = album.gallery(name, _with(calibrated, surest_mistakes(table)))
+        far = album.gallery(name, _with(calibrated, furthest_mistakes(table)))
+    return {
+        "name": name,
+        "scores": found,
+        "charts": charts,
+        "matrix": _matrix(found),
+        "sure": sure,
+        "far": far,
+        "columns": list(dict.fromkeys(column for scores in found.per_class.values() for column in scores)),
+    }
+
+
+def _with(calibrated: Predictions | None, cases: Iterable[Case]) -> list[Case]:
+    """The cases with the calibrated probability of what was called."""
+    if calibrated is None:
+        return list(cases)
+    place = {name: index for index, name in enumerate(calibrated.classes)}
+    return [
+        replace(case, probability=float(calibrated.probabilities[case.row - 2, place[case.called]])) for case in cases
+    ]
+
+
+def _matrix(found: Dataset) -> list[tuple[str, int, list[tuple[int, float | None]]]]:
+    """Rows of (class, images, cells of (count, share of the row))."""
+    return [
+        (name, sum(row), [(count, count / sum(row) if sum(row) else None) for count in row])
+        for name, row in zip(found.classes, found.confusion_matrix, strict=False)
+    ]
+
+
+# --- training and the rest -----------------------------------------------------------------------------------------
+
+
+def training(facts: Facts) -> dict[str, Any]:
+    """The charts of the epochs, and what they say."""
+    seconds = [row["seconds"] for row in facts.history if isinstance(row.get("seconds"), (int, float))]
+    metric = facts.card.metric if facts.card is not None and facts.card.metric else facts.primary
+    return {
+        "charts": curves.history_charts(facts.history, metric),
+        "epochs": len(facts.history),
+        "best": facts.card.epoch + 1 if facts.card is not None and facts.card.epoch >= 0 else None,
+        "metric": metric,
+        "value": facts.card.value if facts.card is not None else None,
+        "seconds": sum(seconds) if seconds else None,
+    }
+
+
+def terms(facts: Facts, heat: bool) -> list[tuple[str, glossary.Term, str]]:
+    """The glossary of what the page shows: (name, term, source)."""
+    names = list(dict.fromkeys(name for found in facts.datasets.values() for name in found.metrics))
+    per_class = list(
+        dict.fromkeys(
+            column for one in facts.datasets.values() for scores in one.per_class.values() for column in scores
+        )
+    )
+    shown = list(facts.datasets.values())
+    names += ["interval", *per_class]
+    names += ["ppv", "npv"] if any(one.operating_points for one in shown) else []
+    for key in ("reliability", "selective", "conformal", "ood"):
+        names += [key] if any(getattr(one, key) is not None for one in shown) else []
+    names += ["ece_equal_mass"] if any("ece_equal_mass" in one.calibrated_metrics for one in shown) else []
+    names += ["heat_maps"] if heat else []
+    return [
+        (name, glossary.Term(glossary.label(name), glossary.meaning(name)), glossary.source(name))
+        for name in dict.fromkeys(names)
+    ]
+
+
+def _config_text(facts: Facts) -> str:
+    return facts.folder.config_file.read_text(encoding="utf-8", errors="replace")
