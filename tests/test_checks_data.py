@@ -13,10 +13,11 @@ from PIL import Image
 
 from eyetune.checks import data as checks
 from eyetune.cli import main
+from eyetune.data.audit import judge
 from eyetune.data.phantom import write_cohort
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
-from eyetune.findings import Status
+from eyetune.findings import Finding, Status
 
 
 @pytest.fixture(autouse=True)
@@ -104,9 +105,12 @@ def test_splits_that_cannot_do_their_work() -> None:
 
 
 def test_patients_in_two_splits() -> None:
-    assert checks.patients(manifest((0, "train", None))).status == Status.WARN
-    assert checks.patients(manifest((0, "train", "a"), (1, "train", "a"), (1, "test", "b"))).status == Status.PASS
-    finding = checks.patients(manifest((0, "train", "Ann"), (1, "test", "Ann"), (1, "test", "Ben")))
+    def judged(*rows: tuple[int | None, str, str | None]) -> Finding:
+        return judge.patients(judge.entries_of_manifest(manifest(*rows)))
+
+    assert judged((0, "train", None)).status == Status.WARN
+    assert judged((0, "train", "a"), (1, "train", "a"), (1, "test", "b")).status == Status.PASS
+    finding = judged((0, "train", "Ann"), (1, "test", "Ann"), (1, "test", "Ben"))
     assert finding.status == Status.FAIL
     assert "1 of 2 patients" in finding.why
     assert "t.csv row 2 (train), t.csv row 3 (test)" in finding.why

@@ -155,8 +155,11 @@ def test_numbers_may_be_indices_or_names_of_given_classes(table: Table) -> None:
         (("0", "", "nan", "1", "N/A"), "3 rows have no label; fill them in or remove them:\n  t.csv row 3"),
         (("0", "1", "mild", "2", "1"), "1 labels are words where the others are numbers:\n  t.csv row 4: 'mild'"),
         (("a", "b", "1", "a", "b"), "1 labels are numbers where the others are words:\n  t.csv row 4: '1'"),
-        (("0", "1.5", "1", "2", "2"), "1 labels are fractions; a class is a whole number 0..K-1:\n  t.csv row 3: 1.5"),
-        (("0", "-1", "1", "2", "2"), "1 labels are below 0; classes are numbered 0..K-1:\n  t.csv row 3: -1"),
+        (
+            ("0", "1.5", "1", "2", "2"),
+            "1 labels are fractions; a class is a whole number 0..K-1:\n  t.csv row 3: '1.5'",
+        ),
+        (("0", "-1", "1", "2", "2"), "1 labels are below 0; classes are numbered 0..K-1:\n  t.csv row 3: '-1'"),
         (("0", "1", "999", "0", "1"), "the highest label is 999 but only 3 different labels occur"),
         (("0", "1", "1e999", "0", "1"), "1 labels are fractions"),
     ],

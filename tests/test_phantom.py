@@ -416,34 +416,45 @@ def test_table_tells_the_truth(tmp_path: Path) -> None:
 
 def test_defects_planted_are_the_defects_listed(tmp_path: Path) -> None:
     splits = {"train": 0.6, "val": 0.2, "test": 0.2}
-    clean = write_cohort(tmp_path / "clean", patients=16, size=96, splits=splits)
-    dirty = write_cohort(tmp_path / "dirty", patients=16, size=96, splits=splits, defects=dict.fromkeys(DEFECTS, 2))
+    clean = write_cohort(tmp_path / "clean", patients=20, size=96, splits=splits)
+    dirty = write_cohort(tmp_path / "dirty", patients=20, size=96, splits=splits, defects=dict.fromkeys(DEFECTS, 2))
     truth = json.loads((tmp_path / "dirty" / "defects.json").read_text())["defects"]
     assert {kind: sum(d["kind"] == kind for d in truth) for kind in DEFECTS} == dict.fromkeys(DEFECTS, 2)
     before, after = pd.read_csv(clean.table).set_index("image"), pd.read_csv(dirty.table).set_index("image")
     files, original = contents(dirty.folder), contents(clean.folder)
-    assert set(files) == set(after.index)
+    gone = {name for d in truth if d["kind"] == "missing" for name in d["images"]}
+    assert set(files) == set(after.index) - gone
 
     listed = {kind: {name for d in truth if d["kind"] == kind for name in d["images"]} for kind in DEFECTS}
-    changed = {name for name in original if files[name] != original[name]}
-    assert changed == listed["truncated"]
-    for name in changed:
+    changed = {name for name in original if files.get(name) not in (original[name], None)}
+    assert changed == listed["truncated"] | listed["blank"]
+    for name in listed["truncated"]:
         assert original[name].startswith(files[name])
     relabelled = {name for name in before.index if before.dr_grade[name] != after.dr_grade[name]}
-    assert relabelled == listed["mislabelled"]
+    assert relabelled == listed["mislabelled"] | listed["out_of_range"]
+    assert not set(after.dr_grade[list(listed["out_of_range"])]) & set(range(5))
+    for name in listed["blank"]:
+        assert cv2.imread(str(dirty.folder / name)).max() == 0
     patients = after.groupby("patient")["split"].nunique()
     assert set(patients.index[patients > 1]) == {
         p for d in truth if d["kind"] == "patient_leaks" for p in d["patients"]
     }
     new = set(after.index) - set(before.index)
-    assert new == {d["images"][1] for d in truth if d["kind"] in ("duplicates", "near_duplicates")}
+    copies = [d for d in truth if d["kind"] in ("duplicates", "near_duplicates", "reencoded", "conflicts")]
+    assert new == {d["images"][1] for d in copies}
+    assert {after.split[name] for name in new} > {"train"}, "copies lie in other splits, too"
     for defect in truth:
-        if defect["kind"] == "duplicates":
+        if defect["kind"] in ("duplicates", "conflicts"):
             assert files[defect["images"][0]] == files[defect["images"][1]]
         if defect["kind"] == "near_duplicates":
             assert files[defect["images"][0]] != files[defect["images"][1]]
+        if defect["kind"] == "conflicts":
+            assert after.dr_grade[defect["images"][0]] != after.dr_grade[defect["images"][1]]
+        if defect["kind"] == "reencoded":
+            one, other = (cv2.imread(str(dirty.folder / name)) for name in defect["images"])
+            assert (one == other).all()
     assert before.groupby("patient")["split"].nunique().max() == 1
-    assert before.split.value_counts().to_dict() == {"train": 20, "val": 6, "test": 6}
+    assert before.split.value_counts().to_dict() == {"train": 24, "val": 8, "test": 8}
 
 
 @pytest.mark.parametrize(
@@ -493,10 +504,10 @@ def test_synth_writes_and_says_what_is_next(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     table = pd.read_csv(out / "labels.csv")
     assert set(table.camera) == {"clinic", "legacy"}
-    assert len(table) == 22
-    assert len(json.loads((out / "defects.json").read_text())["defects"]) == 5
+    assert len(table) == 24
+    assert len(json.loads((out / "defects.json").read_text())["defects"]) == len(DEFECTS)
     assert cv2.imread(str(out / "images" / "P00001_R_clinic.jpg")).shape == (80, 96, 3)
-    assert "22 images of 12 patients" in said.out
+    assert "24 images of 14 patients" in said.out
     assert f"--data.table {out / 'labels.csv'}" in said.out
     assert "Drawing: 20/20 images (100%)" in said.err
 

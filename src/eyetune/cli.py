@@ -37,7 +37,11 @@ app.command("eyetune.verbs.predict:command", name="predict", help="Files, folder
 app.command("eyetune.verbs.report:command", name="report", help="One HTML page a run, and its model card.")
 app.command("eyetune.verbs.check:app", name="check", help="Does it learn, what fits, what is slow, is the data sound?")
 
-data = App(name="data", help="Before training: synthetic eyes, tables from DICOM headers, the image cache.")
+data = App(name="data", help="Before training: audit, splits, synthetic eyes, DICOM headers, the image cache.")
+data.command(
+    "eyetune.verbs.audit:audit", name="audit", help="What in photographs and tables would make a result wrong."
+)
+data.command("eyetune.verbs.audit:split", name="split", help="Splits that keep patients and copies together.")
 data.command("eyetune.verbs.data:synth", name="synth", help="Draw a cohort of synthetic eyes with true labels.")
 data.command("eyetune.verbs.data:table", name="table", help="List photographs, with patient, eye and date from DICOM.")
 data.command("eyetune.verbs.data:cache", name="cache", help="Prepare photographs in advance; show or clear the cache.")

@@ -6,8 +6,6 @@ themselves and ends the check. Here is what can be read and would still spoil a 
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,25 +17,21 @@ from PIL import Image
 from eyetune.backbones import find_spec
 from eyetune.checks import plots
 from eyetune.checks.subject import in_turns
-from eyetune.data.cache import Cache, file_digest
+from eyetune.data.audit import judge
+from eyetune.data.cache import Cache
 from eyetune.data.config import IGNORE, DataConfig
 from eyetune.data.fundus import FundusSettings
+from eyetune.data.identical import same_bytes
 from eyetune.data.loader import find_faults, make_dataset
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest, open_manifest
-from eyetune.data.splits import split
+from eyetune.data.splits import split_configured
 from eyetune.errors import DataError, listing
 from eyetune.findings import Finding, Report, Status, carry_out
 
 if TYPE_CHECKING:
     from eyetune.backbones import Preprocess
     from eyetune.config import Config
-
-IMBALANCE = 10
-"""A class this many times as frequent as another calls for balancing."""
-
-FEWEST = 10
-"""Fewer training images of a class than this teach little."""
 
 ROWS, VIEWS = 5, 5
 """Photographs in the picture, and augmented views of each."""
@@ -71,8 +65,8 @@ def check_data(config: Config, folder: Path, *, say: Callable[[Finding], None], 
         ("readable", lambda: _readable(manifest, faults, config.data.skip_unreadable)),
         ("classes", lambda: classes(readable, config.train.balance)),
         ("splits", lambda: splits(readable)),
-        ("patients", lambda: patients(readable)),
-        ("identical", lambda: identical(readable)),
+        ("patients", lambda: judge.patients(judge.entries_of_manifest(readable))),
+        ("identical", lambda: identical(readable, cache)),
         ("sizes", lambda: _sizes(readable, preprocess.pixels)),
     ):
         findings.append(carry_out(name, check))
@@ -100,7 +94,7 @@ def open_for_checking(config: Config) -> Manifest:
             return _with_leaks(config.data)
         except DataError:
             raise error from None
-    return split(found, config.data.val, config.data.test, config.split_seed)
+    return split_configured(found, config.data, config.split_seed, Cache.of(config.data))
 
 
 def _with_leaks(data: DataConfig) -> Manifest:
@@ -138,22 +132,24 @@ def classes(manifest: Manifest, balance: str) -> Finding:
             f"No training image shows {', '.join(absent)}: add some, or name the classes that count in data.classes.",
             values,
         )
-    ratio = max(counts.values()) / min(counts.values())
+    ratio = judge.imbalance(counts.values())
     values["imbalance"] = ratio
     why = f"training images: {shown}; the most frequent class is {ratio:.1f} times the rarest"
-    if ratio > IMBALANCE and balance == "none":
+    if ratio > judge.IMBALANCE and balance == "none":
         return Finding(
             Status.FAIL,
-            f"{why} (at most {IMBALANCE} without train.balance)",
+            f"{why} (at most {judge.IMBALANCE} without train.balance)",
             "Set train.balance: weighted (or sampler, or focal); look at balanced_accuracy and the scores of each "
             "class, not at accuracy.",
             values,
         )
-    rare = [name for name, count in counts.items() if count < FEWEST]
+    rare = [name for name, count in counts.items() if count < judge.FEWEST]
     if rare:
-        advice = f"Fewer than {FEWEST} training images show {', '.join(rare)}: expect little of that."
+        advice = f"Fewer than {judge.FEWEST} training images show {', '.join(rare)}: expect little of that."
         return Finding(Status.WARN, why, advice, values)
-    return Finding(Status.PASS, f"{why}{f' (train.balance {balance})' if ratio > IMBALANCE else ''}", values=values)
+    return Finding(
+        Status.PASS, f"{why}{f' (train.balance {balance})' if ratio > judge.IMBALANCE else ''}", values=values
+    )
 
 
 def splits(manifest: Manifest) -> Finding:
@@ -184,74 +180,12 @@ def splits(manifest: Manifest) -> Finding:
     return Finding(Status.PASS, f"{sizes}; every class in each", values=values)
 
 
-def patients(manifest: Manifest) -> Finding:
-    """Whether a patient's photographs are all in one split. Patients are not named."""
-    where: dict[str, dict[str, Record]] = defaultdict(dict)
-    for record in manifest:
-        if record.patient is not None:
-            where[record.patient].setdefault(str(record.split), record)
-    values: dict[str, object] = {"patients": len(where)}
-    if not where:
-        return Finding(
-            Status.WARN,
-            "no patient column: two photographs of one patient may be in train and test, and scores too good",
-            "Name the column of the patients in data.patient_column.",
-            values,
-        )
-    shared = [
-        ", ".join(f"{record.row} ({name})" for name, record in found.items())
-        for found in where.values()
-        if len(found) > 1
-    ]
-    values["in_two_splits"] = len(shared)
-    if shared:
-        return Finding(
-            Status.FAIL,
-            f"{len(shared)} of {len(where)} patients are in more than one split:\n{listing(shared)}",
-            'Move each patient to one split, or set data.split_column: "none" to cut new splits.',
-            values,
-        )
-    return Finding(Status.PASS, f"{len(where)} patients, each in one split", values=values)
-
-
-def identical(manifest: Manifest) -> Finding:
+def identical(manifest: Manifest, cache: Cache | None = None) -> Finding:
     """Whether two files hold the same bytes: across splits, or under different labels, that spoils the result."""
-    groups = _same_content(manifest)
-    kinds: dict[str, list[str]] = {
-        "in different splits": [],
-        "with different labels": [],
-        "in one split, with one label": [],
-    }
-    crossing, conflicting, repeated = kinds.values()
-    for group in groups:
-        where = ", ".join(f"{record.row} ({record.split}, {_label(manifest, record)})" for record in group)
-        if len({record.split for record in group}) > 1:
-            crossing.append(where)
-        elif len({record.label for record in group}) > 1:
-            conflicting.append(where)
-        else:
-            repeated.append(where)
-    values = {kind.replace(",", "").replace(" ", "_"): len(found) for kind, found in kinds.items()}
-    if not groups:
-        return Finding(Status.PASS, f"no two of {len(manifest)} files hold the same bytes", values=values)
-    why = "\n".join(f"{len(found)} x the same file {kind}:\n{listing(found)}" for kind, found in kinds.items() if found)
-    if crossing or conflicting:
-        advice = "Keep one of each, in one split, with the label that is right."
-        return Finding(Status.FAIL, why, advice, values)
-    return Finding(Status.WARN, why, "Remove the repeats: they weigh twice.", values)
-
-
-def _same_content(manifest: Manifest) -> list[list[Record]]:
-    """Groups of two and more records whose files hold the same bytes."""
-    by_size: dict[int, list[Record]] = defaultdict(list)
-    for record in manifest:
-        by_size[os.stat(record.image).st_size].append(record)
-    by_content: dict[bytes, list[Record]] = defaultdict(list)
-    for group in by_size.values():
-        if len(group) > 1:
-            for record in group:
-                by_content[file_digest(record.image)].append(record)
-    return [group for group in by_content.values() if len(group) > 1]
+    entries = judge.entries_of_manifest(manifest)
+    rows = same_bytes([record.image for record in manifest], cache)
+    groups = [judge.make_group(entries, group, "bytes", "", lambda one, other: True) for group in rows]
+    return judge.copies(entries, groups, "bytes", len(entries))
 
 
 def _sizes(manifest: Manifest, pixels: int) -> Finding:

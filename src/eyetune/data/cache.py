@@ -129,11 +129,15 @@ class Cache:
 
     def _prepare(self, path: Path, settings: FundusSettings, key: bytes) -> Photo:
         square = load_square(path, settings)
-        state, digest = self._digests[str(path)]
-        # The file may have been replaced after it was identified: then this is not the square of that content.
-        if (state.settled and _State.of(path) == state) or file_digest(path) == digest:
-            self.store.put([Item(key, Kind.SQUARE, square.tobytes())])
+        self.keep(path, Item(key, Kind.SQUARE, square.tobytes()))
         return square
+
+    def keep(self, path: Path, item: Item) -> None:
+        """Store what was computed from the file at `path`, whose :meth:`digest` is in its key. Raises OSError."""
+        state, digest = self._digests[str(path)]
+        # The file may have been replaced after it was identified: then this does not belong to that content.
+        if (state.settled and _State.of(path) == state) or file_digest(path) == digest:
+            self.store.put([item])
 
     def fill(self, paths: Sequence[Path], settings: FundusSettings, *, threads: int) -> list[str | None]:
         """Prepare what is not kept yet: what is wrong with each file, in order; None where it can be read.

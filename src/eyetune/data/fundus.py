@@ -75,12 +75,16 @@ class FundusSettings:
 
 @dataclass(frozen=True)
 class Field:
-    """The box around the field of view: left <= x < right, top <= y < bottom, in pixels of the image."""
+    """The box around the field of view: left <= x < right, top <= y < bottom, in pixels of the image.
+
+    `lit` is the share of the whole picture, 0..1, that the field of view itself takes.
+    """
 
     left: int
     top: int
     right: int
     bottom: int
+    lit: float = 1.0
 
     @property
     def width(self) -> int:
@@ -122,13 +126,14 @@ def find_field(image: Photo) -> Field:
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     x, y, w, h, area = (int(value) for value in stats[largest])
     if area < 0.05 * mask.size:
-        return whole
+        return Field(0, 0, width, height, area / mask.size)
     across, down = width / small_size[0], height / small_size[1]
     return Field(
         max(0, int(x * across)),
         max(0, int(y * down)),
         min(width, int(np.ceil((x + w) * across))),
         min(height, int(np.ceil((y + h) * down))),
+        area / mask.size,
     )
 
 

@@ -89,14 +89,7 @@ class Finder:
         Raises DataError, with the rows, when images are not there (unless some are and not `all_there`: then reading
         them will say so) or when a name may mean several files.
         """
-        best: list[list[Path]] = []
-        root = self.roots[0]
-        for candidate in self.roots:
-            found = [self._candidates(candidate, name) for name in names]
-            if not best or sum(map(bool, found)) > sum(map(bool, best)):
-                best, root = found, candidate
-            if all(best):
-                break
+        best, root = self.look_up(names)
         missing = [f"{row}: {name}" for name, row, files in zip(names, rows, best, strict=True) if not files]
         if missing and (all_there or len(missing) == len(names)):
             raise DataError(self._missing(missing, len(names), root))
@@ -120,6 +113,18 @@ class Finder:
         if other:
             notes.append(f"{other} images have another file type than the table says")
         return files, notes
+
+    def look_up(self, names: Sequence[str]) -> tuple[list[list[Path]], Path]:
+        """The files that each name may mean (none: it is not there), and the folder in which the most were found."""
+        best: list[list[Path]] = []
+        root = self.roots[0]
+        for candidate in self.roots:
+            found = [self._candidates(candidate, name) for name in names]
+            if not best or sum(map(bool, found)) > sum(map(bool, best)):
+                best, root = found, candidate
+            if all(best):
+                break
+        return best, root
 
     def _candidates(self, root: Path, name: str) -> list[Path]:
         path = root / name.replace("\\", "/")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from eyetune.errors import DataError, did_you_mean, listing
 
@@ -28,6 +29,27 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     )
 
 
+class Wrong(NamedTuple):
+    """Cells that are no labels, and why."""
+
+    said: str
+    """What is wrong with them: "3 labels are below 0; …"."""
+    cells: tuple[int, ...]
+    """Their positions."""
+    empty: bool = False
+    """Nothing is in them."""
+
+
+class Judged(NamedTuple):
+    """A label column, cells that are no labels included."""
+
+    labels: list[int | None]
+    """Index into `classes` of every cell; None for those that are empty or wrong."""
+    classes: tuple[str, ...]
+    wrong: list[Wrong]
+    notes: list[str]
+
+
 def encode(
     cells: Sequence[str], rows: Sequence[str], source: str, *, classes: Sequence[str] | None, required: bool
 ) -> tuple[list[int | None], tuple[str, ...], list[str]]:
@@ -39,25 +61,36 @@ def encode(
 
     Raises DataError for empty cells when `required`, words among numbers, fractions, and labels outside the classes.
     """
-    faults: list[str] = []
-    found: list[str]
-    notes: list[str]
-    known = [(_plain(cell), row) for cell, row in zip(cells, rows, strict=True) if not is_missing(cell)]
-    empty = [row for cell, row in zip(cells, rows, strict=True) if is_missing(cell)]
-    if empty and required:
-        faults.append(f"{len(empty)} rows have no label; fill them in or remove them:\n{listing(empty)}")
-    if classes == AS_THEY_STAND:
-        names = tuple(sorted({cell for cell, _ in known}, key=natural))
-        mapping, found, notes = {name: index for index, name in enumerate(names)}, [], []
-    elif classes is not None:
-        mapping, names, found = _given(known, tuple(str(name) for name in classes))
-        notes = []
-    else:
-        mapping, names, found, notes = _found(known)
-    faults += found
+    found = judge(cells, classes)
+    faults = []
+    for said, positions, empty in found.wrong:
+        if required or not empty:
+            shown = [rows[i] if empty else f"{rows[i]}: {_plain(cells[i])!r}" for i in positions]
+            faults.append(f"{said}{'' if said.endswith(('?', '.')) else ':'}\n{listing(shown)}")
     if faults:
         raise DataError(f"{source}: " + "\n".join(faults))
-    return [None if is_missing(cell) else mapping[_plain(cell)] for cell in cells], names, notes
+    return found.labels, found.classes, found.notes
+
+
+def judge(cells: Sequence[str], classes: Sequence[str] | None) -> Judged:
+    """As :func:`encode`, but what is no label is listed and does not stop the rest from being read."""
+    known = {i: _plain(cell) for i, cell in enumerate(cells) if not is_missing(cell)}
+    wrong: list[Wrong] = []
+    if len(known) < len(cells):
+        empty = tuple(i for i in range(len(cells)) if i not in known)
+        wrong.append(Wrong(f"{len(empty)} rows have no label; fill them in or remove them", empty, empty=True))
+    found: list[Wrong] = []
+    notes: list[str] = []
+    if classes == AS_THEY_STAND:
+        names = tuple(sorted(set(known.values()), key=natural))
+        mapping = {name: index for index, name in enumerate(names)}
+    elif classes is not None:
+        mapping, names, found = _given(known, tuple(str(name) for name in classes))
+    else:
+        mapping, names, found, notes = _found(known)
+    bad = {i for one in found for i in one.cells}
+    labels = [mapping[known[i]] if i in known and i not in bad else None for i in range(len(cells))]
+    return Judged(labels, names, [*wrong, *found], notes)
 
 
 def _plain(cell: str) -> str:
@@ -72,59 +105,51 @@ def _is_whole(cell: str) -> bool:
     return re.fullmatch(r"-?\d{1,18}", cell) is not None
 
 
-def _given(known: list[tuple[str, str]], classes: tuple[str, ...]) -> tuple[dict[str, int], tuple[str, ...], list[str]]:
+def _given(known: Mapping[int, str], classes: tuple[str, ...]) -> tuple[dict[str, int], tuple[str, ...], list[Wrong]]:
     by_name = {_plain(name): index for index, name in enumerate(classes)}
-    if not any(cell in by_name for cell, _ in known):
+    if not any(cell in by_name for cell in known.values()):
         by_index = {str(index): index for index in range(len(classes))}
-        if any(cell in by_index for cell, _ in known):
+        if any(cell in by_index for cell in known.values()):
             by_name = by_index
-    wrong = [f"{row}: {cell!r}" for cell, row in known if cell not in by_name]
+    wrong = tuple(i for i, cell in known.items() if cell not in by_name)
     if not wrong:
         return by_name, classes, []
-    first = next(cell for cell, _ in known if cell not in by_name)
-    return (
-        by_name,
-        classes,
-        [
-            f"{len(wrong)} labels are none of the classes {', '.join(classes)}.{did_you_mean(first, by_name)}\n"
-            + listing(wrong)
-        ],
-    )
+    near = did_you_mean(known[wrong[0]], by_name)
+    return by_name, classes, [Wrong(f"{len(wrong)} labels are none of the classes {', '.join(classes)}.{near}", wrong)]
 
 
-def _found(known: list[tuple[str, str]]) -> tuple[dict[str, int], tuple[str, ...], list[str], list[str]]:
-    numbers = [(cell, row) for cell, row in known if _NUMBER.fullmatch(cell)]
-    if not numbers:
-        names = tuple(sorted({cell for cell, _ in known}, key=natural))
+def _found(known: Mapping[int, str]) -> tuple[dict[str, int], tuple[str, ...], list[Wrong], list[str]]:
+    numbers = {i: cell for i, cell in known.items() if _NUMBER.fullmatch(cell)}
+    words = {i: cell for i, cell in known.items() if i not in numbers}
+    wrong = []
+    if numbers and words:
+        few, kinds = (words, "words where the others are numbers")
+        if len(words) > len(numbers):
+            few, kinds = (numbers, "numbers where the others are words")
+        wrong.append(Wrong(f"{len(few)} labels are {kinds}", tuple(few)))
+    if len(words) > len(numbers) or not numbers:
+        names = tuple(sorted(set(words.values()), key=natural))
         notes = [f"classes, in this order: {', '.join(names)}"] if names else []
-        return {name: index for index, name in enumerate(names)}, names, [], notes
-    faults = []
-    words = [f"{row}: {cell!r}" for cell, row in known if not _NUMBER.fullmatch(cell)]
-    if words:
-        few, many = ("words", "numbers") if len(words) <= len(numbers) else ("numbers", "words")
-        shown = words if few == "words" else [f"{row}: {cell!r}" for cell, row in numbers]
-        faults.append(f"{len(shown)} labels are {few} where the others are {many}:\n{listing(shown)}")
-    fractions = [f"{row}: {cell}" for cell, row in numbers if not _is_whole(cell)]
+        return {name: index for index, name in enumerate(names)}, names, wrong, notes
+    fractions = tuple(i for i, cell in numbers.items() if not _is_whole(cell))
     if fractions:
-        faults.append(f"{len(fractions)} labels are fractions; a class is a whole number 0..K-1:\n{listing(fractions)}")
-    negative = [f"{row}: {cell}" for cell, row in numbers if _is_whole(cell) and int(cell) < 0]
+        wrong.append(Wrong(f"{len(fractions)} labels are fractions; a class is a whole number 0..K-1", fractions))
+    negative = tuple(i for i, cell in numbers.items() if _is_whole(cell) and int(cell) < 0)
     if negative:
-        faults.append(f"{len(negative)} labels are below 0; classes are numbered 0..K-1:\n{listing(negative)}")
-    if faults:
-        return {}, (), faults, []
-    seen = sorted({int(cell) for cell, _ in numbers})
-    top = seen[-1]
-    if top >= max(100, 2 * len(seen)):
-        far = [f"{row}: {cell}" for cell, row in numbers if int(cell) == top]
-        return (
-            {},
-            (),
-            [
-                f"the highest label is {top} but only {len(seen)} different labels occur. Labels must be 0..K-1; is "
-                f"data.label_column the right one?\n{listing(far)}"
-            ],
-            [],
+        wrong.append(Wrong(f"{len(negative)} labels are below 0; classes are numbered 0..K-1", negative))
+    whole = {i: int(cell) for i, cell in numbers.items() if i not in fractions and i not in negative}
+    seen = sorted(set(whole.values()))
+    if seen and seen[-1] >= max(100, 2 * len(seen)):
+        far = tuple(i for i, number in whole.items() if number >= max(100, 2 * len(seen)))
+        wrong.append(
+            Wrong(
+                f"the highest label is {seen[-1]} but only {len(seen)} different labels occur. Labels must be 0..K-1; "
+                "is data.label_column the right one?",
+                far,
+            )
         )
+        seen = [number for number in seen if number < max(100, 2 * len(seen))]
+    top = seen[-1] if seen else -1
     holes = [str(index) for index in range(top) if index not in seen]
     notes = [f"no image has label {', '.join(holes)} (labels run 0..{top})"] if holes else []
-    return {str(i): i for i in range(top + 1)}, tuple(str(i) for i in range(top + 1)), [], notes
+    return {str(i): i for i in range(top + 1)}, tuple(str(i) for i in range(top + 1)), wrong, notes

@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +42,7 @@ _LARGEST_TILE = 4096 * 4096
 """Pixels of a TIFF tile, which is decoded whole however small the picture is."""
 
 _TILE_SIZE = (322, 323)
+_ORIENTATION = 274
 _LARGEST_VALUE = 281
 
 # Pillow's own remarks (a tag that claims too much, a large image) are nothing a user can act on, and name no file.
@@ -83,6 +85,31 @@ def read_image(path: Path, *, short_side: int | None = None, bits: int | None = 
     # Pillow's decoders raise many types on damaged bytes (OSError, SyntaxError, ValueError, struct.error, …).
     except Exception as error:
         raise DataError(f"{path}: damaged or cut short ({error}).") from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture without being decoded.
+
+    Attributes:
+        width, height: pixels, upright by the EXIF orientation.
+        mode: Pillow's word: RGB, L (8-bit gray), I;16, P (palette), CMYK, RGBA, …
+    """
+
+    width: int
+    height: int
+    mode: str
+
+
+def read_header(path: Path) -> Header | None:
+    """Size and mode of a photograph; None for DICOM and what cannot be opened, which :func:`read_image` explains."""
+    try:
+        with _open_file(path) as stream, Image.open(stream, formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return Header(height, width, image.mode) if turned else Header(width, height, image.mode)
+    except Exception:  # Pillow's decoders raise many types; whoever decodes the file hears what is wrong
+        return None
 
 
 class _Refused(Exception):

@@ -5,22 +5,56 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from eyetune import files
+from eyetune.data.identical import join, same_bytes
 from eyetune.data.record import SPLITS, Record, check_consistent
 from eyetune.data.records import Manifest
 from eyetune.errors import DataError, listing
 
+if TYPE_CHECKING:
+    from eyetune.data.cache import Cache
+    from eyetune.data.config import DataConfig
+
 COLUMNS = ("image", "split", "patient", "eye", "target")
 
 
-def split(manifest: Manifest, val: float, test: float, seed: int) -> Manifest:
+def split_configured(manifest: Manifest, data: DataConfig, seed: int, cache: Cache | None = None) -> Manifest:
+    """As :func:`split`, with the shares of a configuration; files with the same bytes go together.
+
+    Notes say which such files are in two splits of the table, or have two labels. Raises DataError as :func:`split`.
+    """
+    groups = same_bytes([record.image for record in manifest], cache)
+    return _note_identical(split(manifest, data.val, data.test, seed, together=groups), groups)
+
+
+def _note_identical(manifest: Manifest, groups: Sequence[Sequence[int]]) -> Manifest:
+    crossing = sum(len({manifest[i].split for i in group}) > 1 for group in groups)
+    conflicting = sum(len({manifest[i].label for i in group}) > 1 for group in groups)
+    notes = []
+    if crossing:
+        notes.append(
+            f"{crossing} photographs are in more than one split (files with the same bytes), so that the test meets "
+            f"what was trained on; which: eyetune data audit {manifest.source}"
+        )
+    if conflicting:
+        notes.append(
+            f"{conflicting} photographs are there twice with different labels (files with the same bytes); which: "
+            f"eyetune data audit {manifest.source}"
+        )
+    return manifest.with_records(manifest.records, *notes)
+
+
+def split(
+    manifest: Manifest, val: float, test: float, seed: int, *, together: Iterable[Sequence[int]] = ()
+) -> Manifest:
     """Give every record a split. Existing splits stay; a missing val or test is cut from train.
 
     Records of one patient go together (a record without a patient stands alone), the classes keep their proportions,
@@ -31,6 +65,8 @@ def split(manifest: Manifest, val: float, test: float, seed: int) -> Manifest:
         val: share of the images that can be cut (all, or those of train) for validation, 0 <= val < 1.
         test: the same for the test.
         seed: another seed, another cut.
+        together: positions of records that are cut to one side, such as copies of one photograph; with them go all
+            records of their patients.
 
     Raises DataError when there are too few patients to cut from, when a class is left out of train, or when the
     existing splits overlap.
@@ -41,7 +77,8 @@ def split(manifest: Manifest, val: float, test: float, seed: int) -> Manifest:
         raise DataError(f"{manifest.source} has {', '.join(have)} but no train split.")
     shares = {name: share for name, share in (("val", val), ("test", test)) if share > 0 and name not in have}
     pool = [record for record in manifest.records if record.split in (None, "train")]
-    assigned = _cut(pool, shares, len(manifest.classes), seed, manifest.source) if shares else {}
+    joined = [[manifest[index].name for index in group] for group in together]
+    assigned = _cut(pool, shares, len(manifest.classes), seed, manifest.source, together=joined) if shares else {}
     records = [replace(r, split=assigned.get(r.name, "train")) if r.split in (None, "train") else r for r in manifest]
     result = manifest.with_records(records)
     result.check_trainable()
@@ -64,12 +101,21 @@ def _remarks(manifest: Manifest) -> list[str]:
     return [f"images: {sizes}", *notes]
 
 
-def _cut(pool: list[Record], shares: Mapping[str, float], num_classes: int, seed: int, source: str) -> dict[str, str]:
+def _cut(
+    pool: list[Record],
+    shares: Mapping[str, float],
+    num_classes: int,
+    seed: int,
+    source: str,
+    *,
+    together: Sequence[Sequence[str]],
+) -> dict[str, str]:
     """Split of each record by name: groups in order of size go where their classes are most wanted."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in pool:
         key = ("image", record.name) if record.patient is None else ("patient", record.patient)
         groups[key].append(record)
+    _merge(groups, together)
     names = ["train", *shares]
     what = "patients" if any(kind == "patient" for kind, _ in groups) else "images"
     if len(groups) < len(names):
@@ -103,6 +149,19 @@ def _cut(pool: list[Record], shares: Mapping[str, float], num_classes: int, seed
             f"{' and '.join(f'data.{name}' for name in empty if name != 'train') or f'the number of {what}'}."
         )
     return assigned
+
+
+def _merge(groups: dict[tuple[str, str], list[Record]], together: Sequence[Sequence[str]]) -> None:
+    """Make one group of those that hold records to be kept together, under the first of their keys."""
+    keys = sorted(groups)
+    place = {record.name: index for index, key in enumerate(keys) for record in groups[key]}
+    pairs = []
+    for names in together:
+        known = [place[name] for name in names if name in place]
+        pairs += [(known[0], other) for other in known[1:]]
+    for first, *rest in join(len(keys), pairs):
+        for other in rest:
+            groups[keys[first]] += groups.pop(keys[other])
 
 
 def _targets(counts: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

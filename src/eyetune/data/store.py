@@ -68,6 +68,7 @@ class Kind(IntEnum):
     FILE = 1
     SQUARE = 2
     FEATURES = 3
+    LOOK = 4
 
 
 class Item(NamedTuple):

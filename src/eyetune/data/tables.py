@@ -89,14 +89,30 @@ def build(
     notes: Sequence[str],
 ) -> Reading:
     """Records from rows whose images were found; checks labels, splits, repeats."""
-    label_cells = [row[chosen["label"]] if "label" in chosen else "" for row, _ in rows]
+    label_cells = _cells(rows, chosen, "label")
     where = [place for _, place in rows]
     labels, class_names, label_notes = label_words.encode(
         label_cells, where, source, classes=classes, required=labels_required
     )
     splits = _splits(rows, chosen, source)
+    records = make_records(rows, files, names, chosen, labels=labels, splits=splits)
+    if labels_required:  # for prediction, each row is a question of its own
+        check_consistent(records, source)
+    return Reading(tuple(records), class_names, source, (*notes, *label_notes))
+
+
+def make_records(
+    rows: Sequence[Row],
+    files: Sequence[Path],
+    names: Sequence[str],
+    chosen: Mapping[str, str],
+    *,
+    labels: Sequence[int | None],
+    splits: Sequence[str | None],
+) -> list[Record]:
+    """A record of every row, whose label and split were read already."""
     used = set(chosen.values())
-    records = [
+    return [
         Record(
             image=files[i],
             label=labels[i],
@@ -109,9 +125,11 @@ def build(
         )
         for i, (row, place) in enumerate(rows)
     ]
-    if labels_required:  # for prediction, each row is a question of its own
-        check_consistent(records, source)
-    return Reading(tuple(records), class_names, source, (*notes, *label_notes))
+
+
+def _cells(rows: Sequence[Row], chosen: Mapping[str, str], part: str) -> list[str]:
+    """The column that plays a part, empty where there is none."""
+    return [row[chosen[part]] if part in chosen else "" for row, _ in rows]
 
 
 def read_rows(path: Path) -> tuple[list[str], list[Row]]:
@@ -217,7 +235,7 @@ def _as_text(value: object) -> str:
 
 
 def _parse_delimited(path: Path, text: str) -> tuple[list[str], list[Row]]:
-    separator = _separator(path, text)
+    separator = read_separator(path, text)
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except csv.Error as error:
@@ -244,7 +262,7 @@ def _parse_delimited(path: Path, text: str) -> tuple[list[str], list[Row]]:
     return header, rows
 
 
-def _separator(path: Path, text: str) -> str:
+def read_separator(path: Path, text: str) -> str:
     """The separator: what the suffix says, unless the header has none of it and has another."""
     header = text.lstrip("\r\n").split("\n", 1)[0]
     preferred = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","

@@ -163,14 +163,14 @@ def _subject(config: Config) -> Subject:
     """The configuration with its photographs (not decoded yet) and its model. Raises as `finetune` would."""
     from eyetune.checks.subject import Subject
     from eyetune.data.records import open_manifest
-    from eyetune.data.splits import split
+    from eyetune.data.splits import split_configured
     from eyetune.runtime import Runtime
     from eyetune.verbs.finetune import build_model, check_settings
 
     if Runtime(config.device, config.precision, config.seed).processes > 1:
         raise UserError("check looks at one process: run it without torchrun or accelerate launch.")
     check_settings(config)
-    manifest = split(open_manifest(config.data), config.data.val, config.data.test, config.seed)
+    manifest = split_configured(open_manifest(config.data), config.data, config.split_seed)
     manifest.check_trainable()
     return Subject(config, manifest, partial(build_model, config, manifest.classes))
 

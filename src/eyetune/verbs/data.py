@@ -49,8 +49,8 @@ def synth(
         grades: Weights of the diabetic retinopathy grades 0 to 4 (default 30,15,25,15,15).
         splits: Shares of patients for a split column, such as train=0.7,val=0.1,test=0.2.
         defects: Faults to plant and list in defects.json: a number of each kind (such as 3), or some of
-            duplicates, near_duplicates, patient_leaks, truncated, mislabelled with numbers, such as
-            duplicates=2,truncated=1.
+            duplicates, near_duplicates, patient_leaks, truncated, mislabelled, reencoded, conflicts, blank, missing,
+            out_of_range with numbers, such as duplicates=2,truncated=1.
         workers: Processes (default: one for every processor).
     """
     from eyetune.data.phantom import write_cohort
@@ -220,7 +220,12 @@ def _show(kept: Cache) -> None:
 
     found = kept.info()
     print(f"{found.folder}: {found.bytes / 2**20:,.1f} MiB of at most {found.limit / 2**20:,.0f} MiB")
-    names = {Kind.SQUARE: "prepared images", Kind.FEATURES: "features of frozen backbones", Kind.FILE: "files known"}
+    names = {
+        Kind.SQUARE: "prepared images",
+        Kind.FEATURES: "features of frozen backbones",
+        Kind.LOOK: "looks of the audit",
+        Kind.FILE: "files known",
+    }
     for kind, name in names.items():
         print(f"  {name}: {found.counts[kind]:,} ({found.sizes[kind] / 2**20:,.1f} MiB)")
 

@@ -193,7 +193,7 @@ def prepare_data(config: Config, cache: Cache | None = None, *, splits: Path | N
     from eyetune.data.fundus import FundusSettings
     from eyetune.data.loader import check_readable
     from eyetune.data.records import open_manifest
-    from eyetune.data.splits import read_splits, split
+    from eyetune.data.splits import read_splits, split_configured
 
     preprocess = find_spec(config.model.backbone).preprocess_at(config.model.pixels)
     manifest = check_readable(
@@ -206,7 +206,7 @@ def prepare_data(config: Config, cache: Cache | None = None, *, splits: Path | N
     if splits is not None:
         manifest = read_splits(splits, manifest)
     else:
-        manifest = split(manifest, config.data.val, config.data.test, config.split_seed)
+        manifest = split_configured(manifest, config.data, config.split_seed, cache)
     manifest.check_trainable()
     return manifest
 
