@@ -53,7 +53,9 @@ def eyes() -> list[np.ndarray]:
 
 
 def slow_distance(one: np.ndarray, other: np.ndarray) -> list[int]:
-    return [sum((int(a) ^ int(b)).bit_count() for a, b in zip(x, y, strict=True)) for x, y in zip(one, other, strict=True)]
+    return [
+        sum((int(a) ^ int(b)).bit_count() for a, b in zip(x, y, strict=True)) for x, y in zip(one, other, strict=True)
+    ]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20))
@@ -226,9 +228,7 @@ def test_the_order_of_the_files_changes_nothing(tmp_path: Path, eyes: list[np.nd
     assert {frozenset(link[:2]) for link in links_of(paths[::-1])} == names
 
 
-def test_a_second_look_decodes_nothing(
-    tmp_path: Path, eyes: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_look_decodes_nothing(tmp_path: Path, eyes: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     from eyetune.data.audit import looks
 
     paths = [write(tmp_path, f"{at}.jpg", image) for at, image in enumerate(eyes[:3])]
