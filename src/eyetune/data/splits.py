@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from eyetune import files
 from eyetune.data.identical import join, same_bytes
+from eyetune.data.photo import has_dicom_mark, read_header
 from eyetune.data.record import SPLITS, Record, check_consistent
 from eyetune.data.records import Manifest
 from eyetune.errors import DataError, listing
@@ -31,8 +32,14 @@ def split_configured(manifest: Manifest, data: DataConfig, seed: int, cache: Cac
 
     Notes say which such files are in two splits of the table, or have two labels. Raises DataError as :func:`split`.
     """
-    groups = same_bytes([record.image for record in manifest], cache)
+    same = same_bytes([record.image for record in manifest], cache)
+    # Files that are no pictures (empty, a web page saved by mistake) are alike without being copies.
+    groups = [group for group in same if _opens(manifest[group[0]].image)]
     return _note_identical(split(manifest, data.val, data.test, seed, together=groups), groups)
+
+
+def _opens(image: Path) -> bool:
+    return read_header(image) is not None or has_dicom_mark(image)
 
 
 def _note_identical(manifest: Manifest, groups: Sequence[Sequence[int]]) -> Manifest:
