@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import eyetune as et
 from eyetune.cli import main
+from eyetune.data.loader import make_loader
 from eyetune.data.phantom import write_cohort
+from eyetune.errors import RunError
 
 STRATEGIES = (
     "linear",
@@ -74,6 +77,35 @@ def test_the_run_is_calibrated_on_validation(run: et.Run) -> None:
     val = et.Predictions.from_csv(run.folder.predictions_file("val"))
     assert (calibration.fitted_on.dataset, calibration.fitted_on.n) == ("val", len(val))
     assert calibration.model == run.folder.best_model()
+
+
+def test_how_unlike_training_an_image_is_comes_with_its_prediction(run: et.Run, cohort: Path) -> None:
+    """The score of the table is that of the features computed apart; a damaged file is refused."""
+    again = et.load_run(run.folder.path, precision="fp32")
+    assert again.calibration is not None
+    assert again.calibration.ood is not None
+    val = et.Predictions.from_csv(run.folder.predictions_file("val"))
+    assert val.ood is not None
+    assert again.calibration.ood.flagged(val.ood).mean() <= 0.05
+    test = et.Predictions.from_csv(run.folder.predictions_file("test"))
+    manifest = et.Manifest.from_csv(cohort / "labels.csv", label_column="dr_grade", classes=run.classes)
+    by_name = {record.name: record for record in manifest}
+    few = manifest.with_records(by_name[name] for name in test.images[:5])
+    batch = next(iter(make_loader(few, again.model.backbone.preprocess, again.settings, batch_size=5, training=False)))
+    with torch.no_grad():
+        features = again.model.backbone.features(again.runtime.to_device(batch["image"]))
+    assert test.ood is not None
+    assert again.ood(features) == pytest.approx(test.ood[:5], rel=1e-3)
+    found = json.loads((run.folder.path / "metrics.json").read_text())["datasets"]
+    assert {"share_above", "auroc_against_val", "threshold", "quantiles"} <= set(found["test"]["ood"])
+    file = run.folder.path / "calibration.safetensors"
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[:-4] + b"\0\0\0\0")
+        with pytest.raises(RunError, match="finetune --resume"):
+            _ = et.load_run(run.folder.path).novelty
+    finally:
+        file.write_bytes(whole)
 
 
 def test_patients_stay_together(run: et.Run) -> None:

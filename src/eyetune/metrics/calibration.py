@@ -24,6 +24,7 @@ from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.reliability import error_by_chance, reliability_bins
 from eyetune.metrics.scores import is_graded_dr, is_ordered
 from eyetune.metrics.selective import selective_scores
+from eyetune.metrics.strangeness import Strangeness, strangeness_scores
 from eyetune.metrics.table import Table
 from eyetune.metrics.temperature import Temperature, fit_temperature, temperature_interval
 
@@ -51,6 +52,8 @@ class Calibration(Part):
     """Shift of each class's log-odds, for a site with other shares of the classes; None for the run's own."""
     operating_points: tuple[OperatingPoint, ...] = ()
     conformal: Conformal | None = None
+    ood: Strangeness | None = None
+    """Above which score an image is unlike validation; None where training had too few images."""
     warnings: tuple[str, ...] = ()
     """What its reader must not overlook."""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -139,25 +142,37 @@ def fit_calibration(
 
 
 def trust(
-    predictions: Table, calibration: Calibration | None, *, resamples: int = RESAMPLES, seed: int = 0
+    predictions: Table,
+    calibration: Calibration | None,
+    val: Table | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """How far a dataset's probabilities can be believed, as it stands in metrics.json beside its scores.
 
     Args:
-        predictions: raw; rows with an unknown target are left out.
+        predictions: raw; rows with an unknown target are left out of all but `ood`.
         calibration: what was fitted on validation; None leaves out what needs it, and judges the raw probabilities.
+        val: the run's validation split, which `ood` is compared with; None where it is not at hand.
         resamples: how many the intervals rest on.
         seed: of the resampling.
 
-    Returns `calibrated_metrics`, `reliability`, `operating_points`, `selective` and `conformal` (see
-    docs/calibration.md); nothing when no row is labelled, and for other tasks than one class an image.
+    Returns `calibrated_metrics`, `reliability`, `operating_points`, `selective`, `conformal` and `ood` (see
+    docs/calibration.md); without labelled rows `ood` alone, and nothing for other tasks than one class an image.
     """
-    if not isinstance(predictions, Predictions) or not predictions.known.any():
+    if not isinstance(predictions, Predictions):
         return {}
+    strange: dict[str, Any] = {}
+    if calibration is not None and calibration.ood is not None:
+        found = strangeness_scores(calibration.ood, predictions, val, resamples=resamples, seed=seed)
+        strange = {"ood": found} if found else {}
+    if not predictions.known.any():
+        return strange
     known = predictions.labelled()
     raw = Outcomes.of_table(known)
     clusters = Clusters.of(known.patients, known.targets)
-    result: dict[str, Any] = {"reliability": {"before": reliability_bins(raw, clusters.of_image)}}
+    result: dict[str, Any] = strange | {"reliability": {"before": reliability_bins(raw, clusters.of_image)}}
     result["reliability"]["by_chance_before"] = error_by_chance(raw, seed)
     if calibration is None:
         return result | {"selective": selective_scores(raw, clusters, resamples=resamples, seed=seed)}

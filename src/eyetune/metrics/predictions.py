@@ -192,7 +192,7 @@ def _read_classes(cells: Cells) -> Predictions:
     targets = _class_column(cells, "target", classes)
     parts = (*cells.known(), np.array(targets, dtype=np.int64), np.array(logits), classes)
     try:
-        table = Predictions(*parts, traits=cells.traits())
+        table = Predictions(*parts, **cells.further())
         if "predicted" not in cells.header:
             return table
         said = np.array(_class_column(cells, "predicted", classes), dtype=np.int64)
@@ -327,7 +327,7 @@ def _read_labels(cells: Cells) -> LabelPredictions:
     targets = cells.numbers([TARGET + name for name in labels], "a target", empty=UNKNOWN)
     logits = cells.numbers([LOGIT + name for name in labels], "a logit")
     try:
-        return LabelPredictions(*cells.known(), np.array(targets), np.array(logits), labels, traits=cells.traits())
+        return LabelPredictions(*cells.known(), np.array(targets), np.array(logits), labels, **cells.further())
     except DataError as error:
         raise DataError(f"{cells.path}: {error}") from error
 
@@ -402,7 +402,7 @@ def _read_values(cells: Cells) -> ValuePredictions:
     targets = np.array(cells.numbers(["target"], "the target", empty=float("nan"))).reshape(-1)
     predicted = np.array(cells.numbers(["predicted"], "the prediction")).reshape(-1)
     try:
-        return ValuePredictions(*cells.known(), targets, predicted, traits=cells.traits())
+        return ValuePredictions(*cells.known(), targets, predicted, **cells.further())
     except DataError as error:
         raise DataError(f"{cells.path}: {error}") from error
 

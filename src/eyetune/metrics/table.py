@@ -22,6 +22,9 @@ KNOWN = ("image", "patient", "eye")
 TRAIT = "by_"
 """Before the name of a further column of the user's table that is kept, for scores by its values."""
 
+OOD = "ood"
+"""The column that says how unlike the training images an image is."""
+
 
 @dataclass(frozen=True, eq=False)
 class Table(ABC):
@@ -32,6 +35,8 @@ class Table(ABC):
         patients: N patient identifiers; None (or an empty string, which becomes None) where not known.
         eyes: N eyes ("left", "right", or however the table says it); None where not known.
         traits: further columns of the user's table, N texts each, empty where not known: sex, camera, age.
+        ood: float64[N], finite: how unlike the training images the network found each (out of distribution); None where
+            it was not asked.
 
     Sequences become tuples, arrays are copied and cannot be written to. Raises DataError where parts do not fit.
     """
@@ -40,6 +45,7 @@ class Table(ABC):
     patients: Sequence[str | None]
     eyes: Sequence[str | None]
     traits: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
+    ood: NDArray[np.float64] | None = field(default=None, kw_only=True)
 
     task: ClassVar[str]
     """What is predicted: "classification" (a class an image), "multilabel" (several yes-or-no labels), "regression"
@@ -60,6 +66,8 @@ class Table(ABC):
         for name, cells in traits.items():
             if len(cells) != len(self.images):
                 raise DataError(f"predictions of {len(self.images)} images came with {len(cells)} cells of {name}.")
+        if self.ood is not None:
+            object.__setattr__(self, "ood", _one_each(self.images, self.ood))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,8 +112,8 @@ class Table(ABC):
         """The columns behind what was said: logits, probabilities; written so that reading gives the same float64."""
 
     def to_csv(self, path: Path) -> None:
-        """Write the table, atomically: `image, patient, eye`, the truth, what was said, the numbers behind it, the
-        traits (`by_<column>`).
+        """Write the table, atomically: `image, patient, eye`, the truth, what was said, the numbers behind it, `ood`
+        where there is one, the traits (`by_<column>`).
 
         Numbers are written so that reading gives the same float64. Raises UserError when the file cannot be written.
         """
@@ -115,12 +123,13 @@ class Table(ABC):
             open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
         ):
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow([*KNOWN, *self.columns(), *(TRAIT + name for name in self.traits)])
+            ood = [] if self.ood is None else [[repr(value)] for value in self.ood.tolist()]
+            writer.writerow([*KNOWN, *self.columns(), *([OOD] if ood else []), *(TRAIT + name for name in self.traits)])
             for row, image in enumerate(self.images):
                 known = [image, self.patients[row] or "", self.eyes[row] or ""]
                 cells = {**self.truth(row), **self.said(row), **self.numbers(row)}
                 traits = [texts[row] for texts in self.traits.values()]
-                writer.writerow([*known, *cells.values(), *traits])
+                writer.writerow([*known, *cells.values(), *(ood[row] if ood else []), *traits])
 
     @abstractmethod
     def columns(self) -> list[str]:
@@ -149,11 +158,14 @@ class Cells:
             [row.get("eye") or None for row in self.rows],
         )
 
-    def traits(self) -> dict[str, list[str]]:
-        """The further columns that were kept, by their names in the user's table."""
-        return {
+    def further(self) -> dict[str, Any]:
+        """What any table may have besides, as arguments: `traits`, by their names in the user's table, and `ood`."""
+        traits = {
             name.removeprefix(TRAIT): [row[name] for row in self.rows] for name in self.header if name.startswith(TRAIT)
         }
+        if OOD not in self.header:
+            return {"traits": traits}
+        return {"traits": traits, "ood": [value for (value,) in self.numbers([OOD], "an ood score")]}
 
     def needed(self, *names: str) -> None:
         """Raise DataError when one of these columns is missing."""
@@ -196,6 +208,18 @@ def read_cells(path: Path) -> Cells:
         if len(cells) != len(header):
             raise DataError(f"{path} row {number} has {len(cells)} cells where the header has {len(header)}.")
     return Cells(Path(path), header, [dict(zip(header, cells, strict=True)) for cells in body])
+
+
+def _one_each(images: Sequence[str], values: Any) -> NDArray[np.float64]:
+    """`values` as float64[N] of their own. Raises DataError where they are not one an image, or not finite."""
+    import numpy as np
+
+    given = np.array(values, dtype=np.float64)
+    if given.shape != (len(images),):
+        raise DataError(f"ood must be one number an image, float[{len(images)}], got shape {given.shape}.")
+    refuse_not_finite(images, given)
+    given.flags.writeable = False
+    return given
 
 
 def refuse_not_finite(images: Sequence[str], values: NDArray[np.float64]) -> None:

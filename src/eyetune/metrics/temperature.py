@@ -58,6 +58,34 @@ def fit_temperature(logits: Floats, targets: NDArray[np.int64]) -> tuple[float, 
     return math.exp(-float(brentq(slope, -end, end, xtol=1e-12))), []
 
 
+def fit_shift(logits: Floats, targets: NDArray[np.int64], width: float = 1.0) -> tuple[float, Floats]:
+    """A temperature and a shift of each class's log-odds, float64[K] with mean 0, for a site whose classes have other
+    shares (bias-corrected temperature scaling: Alexandari, Kundaje and Shrikumar, 2020).
+
+    The shifts are held back by a normal prior around 0 of standard deviation `width`: a class with few images, or none,
+    keeps its odds. The penalised loss is convex in 1 / temperature and the shifts. Arguments as for
+    :func:`fit_temperature`.
+    """
+    from scipy.optimize import minimize
+
+    gaps, truth = _gaps(logits), np.eye(logits.shape[1])[targets]
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        inverse, shift = parameters[0], parameters[1:]
+        scaled = inverse * gaps + shift
+        scaled -= scaled.max(axis=1, keepdims=True)
+        total = np.log(np.exp(scaled).sum(axis=1))
+        rest = np.exp(scaled - total[:, None]) - truth
+        slope = np.concatenate([[(rest * gaps).sum()], rest.sum(axis=0) + shift / width**2])
+        value = float((total - (truth * scaled).sum(axis=1)).sum() + (shift**2).sum() / (2 * width**2))
+        return value / len(targets), slope / len(targets)
+
+    start = np.concatenate([[1.0], np.zeros(logits.shape[1])])
+    bounds = [(1 / HOTTEST, HOTTEST)] + [(None, None)] * logits.shape[1]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return 1 / float(found[0]), found[1:] - found[1:].mean()
+
+
 def temperature_interval(
     logits: Floats, targets: NDArray[np.int64], draws: Iterable[NDArray[np.int64]], temperature: float
 ) -> tuple[float | None, float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -18,9 +18,14 @@ from eyetune.metrics.labelmap import merging
 from eyetune.metrics.patients import patient_level
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import generalization, is_graded_dr, primary_metric, score
+from eyetune.metrics.strangeness import Strangeness, choose_threshold
 from eyetune.metrics.subgroups import Grouping, subgroups
 from eyetune.metrics.trust_plots import reliability, risk_coverage
+from eyetune.train.novelty import SCORE, Novelty
 from eyetune.train.rundir import RunDir
+
+if TYPE_CHECKING:
+    from eyetune.train.run import Run
 
 #: The splits of the run's own data; every other dataset is external.
 OWN = ("val", "test")
@@ -29,19 +34,30 @@ _HEADLINE = ("accuracy", "balanced_accuracy", "qwk", "f1_macro", "auroc_macro")
 _GRADED_HEADLINE = ("accuracy", "balanced_accuracy", "qwk", "auroc_macro", "referable_auroc")
 
 
-def calibrate(folder: RunDir, val: Predictions | None) -> Calibration | None:
+def calibrate(run: Run, val: Predictions | None) -> Calibration | None:
     """Fit the calibration of a trained run on its validation split, write it, and say what came of it.
 
     Returns None, and says so, when there is no labelled validation image.
     """
+    folder = run.folder
     found = None if val is None else fit_calibration(val, "val", model=folder.best_model())
-    if found is not None:
+    if found is not None and val is not None:
+        found = found.model_copy(update={"ood": _strangeness(run.novelty, val)})
         folder.write_calibration(found)
     if folder.main:
         print(calibration_line(found))
         for warning in found.warnings if found else ():
             print(f"calibration: {warning}")
     return found
+
+
+def _strangeness(novelty: Novelty | None, val: Predictions) -> Strangeness | None:
+    threshold = choose_threshold(val)
+    if novelty is None or threshold is None:
+        return None
+    return Strangeness(
+        score=SCORE, threshold=threshold, chosen_on="val", fitted_on=novelty.images, tensors=novelty.digest
+    )
 
 
 def calibration_line(calibration: Calibration | None) -> str:
@@ -82,9 +98,12 @@ def add_scores(
     if reference is not None and reference not in {*content["datasets"], *tables}:
         known = [*content["datasets"], *tables]
         raise DataError(f"--reference {reference}: no such dataset.{did_you_mean(reference, known)} There are {known}.")
+    val = tables.get("val")
+    if val is None and folder.predictions_file("val").is_file():
+        val = Predictions.from_csv(folder.predictions_file("val"))
     for name, table in tables.items():
         folder.write_predictions(name, table)
-        content["datasets"][name] = _described(table, calibration, by) | dict((about or {}).get(name, {}))
+        content["datasets"][name] = _described(table, calibration, val, by) | dict((about or {}).get(name, {}))
         if folder.main:
             _draw(folder, name, table, content["datasets"][name])
     chosen = reference or content.get("generalization", {}).get("reference", "test")
@@ -95,11 +114,13 @@ def add_scores(
     return content
 
 
-def _described(table: Predictions, calibration: Calibration | None, by: Sequence[Grouping]) -> dict[str, Any]:
+def _described(
+    table: Predictions, calibration: Calibration | None, val: Predictions | None, by: Sequence[Grouping]
+) -> dict[str, Any]:
     """The scores of a dataset, by patient and by group too where the table says who and which."""
     # What was fitted for the run's classes says nothing of others that some of them were joined to.
     fitting = calibration if calibration is None or calibration.classes == tuple(table.classes) else None
-    found = score(table) | trust(table, fitting)
+    found = score(table) | trust(table, fitting, val)
     if isinstance(table, Predictions) and (joined := patient_level(table)) is not None:
         found["patient_level"] = joined
     groupings = {one.column: one for one in by}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,14 @@ from eyetune.metrics.calibration import Calibration
 from eyetune.metrics.predictions import Predictions
 from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
 from eyetune.train.features import FeatureHead, compute_once
+from eyetune.train.novelty import Novelty, sample_places
 from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
-from eyetune.train.task import predict
+from eyetune.train.task import Outputs, predict
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 
 class Run:
@@ -94,6 +96,62 @@ class Run:
         Labels, where known, must be indexes into :attr:`classes`. Raises DataError, naming file and row, for an image
         that cannot be read.
         """
+        novelty = self.novelty
+        judge = None if novelty is None else novelty.score
+        outputs = self._outputs(manifest, workers=workers, batch_size=batch_size, judge=judge)
+        table = outputs.predictions(manifest)
+        return table if outputs.judged is None else replace(table, ood=outputs.judged.double().numpy())
+
+    def ood(self, features: Tensor) -> NDArray[np.float64]:
+        """How unlike the training images, out of distribution, those with these features are.
+
+        Args:
+            features: float[N, width], as the head of :attr:`model` gets them, on any device.
+
+        Returns float64[N], >= 0; `calibration.ood` says above which value an image is unlike validation. Raises
+        RunError when the run has no such score, or its file is damaged.
+        """
+        if self.novelty is None:
+            raise RunError(
+                f"{self.folder.path} has no out-of-distribution score: it had no validation split, too few training "
+                f"images, or is of an older EyeTune. eyetune finetune --resume {self.folder.path} adds it where it can."
+            )
+        found: NDArray[np.float64] = self.novelty.score(features).double().cpu().numpy()
+        return found
+
+    @cached_property
+    def novelty(self) -> Novelty | None:
+        """What computes :meth:`ood`; None for a run without. Raises RunError when its file is damaged."""
+        rule = None if self.calibration is None else self.calibration.ood
+        if rule is None:
+            return None
+        tensors = self.folder.read_novelty(rule.tensors)
+        try:
+            return Novelty.of_tensors(tensors, self.model.backbone.width, rule.fitted_on, rule.tensors)
+        except ValueError as error:
+            raise RunError(f"{self.folder.path}: calibration.safetensors is not this run's: {error}.") from error
+
+    def fit_novelty(self, manifest: Manifest, *, workers: Workers = "auto", batch_size: int = 32) -> None:
+        """Learn from (at most 1000 of) the training images what is usual, and write it into the run folder."""
+        chosen = manifest.with_records(manifest[place] for place in sample_places(len(manifest), self.card.seed))
+        what = "Features of the training images"
+        outputs = self._outputs(chosen, workers=workers, batch_size=batch_size, judge=lambda given: given, what=what)
+        assert outputs.judged is not None
+        found = Novelty.fit(outputs.judged)
+        if found is not None:
+            digest = self.runtime.gather(self.folder.write_novelty(found.tensors()))[0]
+            found = replace(found, digest=digest)
+        self.novelty = found
+
+    def _outputs(
+        self,
+        manifest: Manifest,
+        *,
+        workers: Workers,
+        batch_size: int,
+        judge: Callable[[Tensor], Tensor] | None,
+        what: str = "Predicting",
+    ) -> Outputs:
         loader = make_loader(
             manifest,
             self.model.backbone.preprocess,
@@ -105,11 +163,11 @@ class Run:
             shard=(self.runtime.rank, self.runtime.processes),
         )
         if self.strategy.frozen_backbone:
-            known = compute_once(self.model, loader, self.runtime, "Predicting")
-            outputs = predict(FeatureHead(self.model), known, self.runtime)
+            known = compute_once(self.model, loader, self.runtime, what)
+            outputs = predict(FeatureHead(self.model), known, self.runtime, judge=judge)
         else:
-            outputs = predict(self.model, loader, self.runtime, total=len(manifest), description="Predicting")
-        return outputs.predictions(manifest)
+            outputs = predict(self.model, loader, self.runtime, total=len(manifest), description=what, judge=judge)
+        return outputs
 
     def predict(self, paths: Sequence[str | Path], *, batch_size: int = 32) -> NDArray[np.float64]:
         """Probabilities float64[N, K] of the photographs at `paths`, in their order; rows sum to 1.

@@ -8,7 +8,7 @@ Layout (see docs/configuration.md)::
     checkpoints/last/{model.safetensors, optimizer.safetensors, random.safetensors, state.json, model.json}
     checkpoints/previous/    while training: the `last` before this one, and in previous/best the `best` before, if new
     adapter/  predictions/NAME.csv  plots/NAME.png  tensorboard/  report.html  MODEL_CARD.md
-    calibration.json  calibration/SITE.json
+    calibration.json  calibration.safetensors  calibration/SITE.json
     .lock     while a process works on the run
 
 Every file arrives whole or not at all. A checkpoint is built in a folder of its own beside the old one and sealed (see
@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eyetune.errors import RunError, UserError, did_you_mean
-from eyetune.files import is_temporary, make_folder, sync, write_json, write_text, writing_failed
+from eyetune.files import is_temporary, make_folder, sha256, sync, write_json, write_text, writing_failed
+from eyetune.tensors import read_tensors, write_tensors
 from eyetune.train.sealed import (
     MARKER,
     SCHEMA,
@@ -59,6 +60,7 @@ GRADIENTS = "gradients.safetensors"
 STATE = "state.json"
 
 CALIBRATION = "calibration.json"
+NOVELTY = "calibration.safetensors"
 
 LOCK = ".lock"
 
@@ -379,6 +381,19 @@ class RunDir:
         if calibration.model != self.best_model():
             raise RunError(f"{file} was fitted for other weights than {self.best} holds. Fit it again with: {again}")
         return calibration
+
+    def write_novelty(self, tensors: Mapping[str, Tensor]) -> str:
+        """Write `calibration.safetensors`: what computes the out-of-distribution score. Returns its SHA-256, which is
+        empty in a process that does not write."""
+        return str(write_tensors(self.path / NOVELTY, tensors)["sha256"]) if self.main else ""
+
+    def read_novelty(self, expected: str) -> dict[str, Tensor]:
+        """Read `calibration.safetensors`, whose SHA-256 calibration.json says. Raises RunError when it is another."""
+        file = self.path / NOVELTY
+        if not file.is_file() or sha256(file) != expected:
+            what = "has changed since it was written" if file.is_file() else "is missing"
+            raise RunError(f"{file} {what}. Fit it again with: eyetune finetune --resume {self.path}")
+        return read_tensors(file)
 
     def best_model(self) -> str | None:
         """SHA-256 of the best checkpoint's tensors; None where its marker (of the first EyeTune) does not say."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -77,11 +77,13 @@ class Outputs:
         index: int64[N], place in the manifest.
         target: int64[N], -1 where not known.
         logits: float32[N, K], on the CPU.
+        judged: float32[N, …], what `judge` said of the features of each, on the CPU; None where nothing was asked.
     """
 
     index: Tensor
     target: Tensor
     logits: Tensor
+    judged: Tensor | None = None
 
     def predictions(self, manifest: Manifest) -> Predictions:
         """The table of predictions, names and patients from the manifest the loader was made of."""
@@ -123,10 +125,35 @@ def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
+@contextlib.contextmanager
+def _heard(network: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """While inside, the features float[B, width] that come to the network's head are put into the list."""
+    heard: list[Tensor] = []
+    if not wanted:
+        yield heard
+        return
+    head = network.head
+    assert isinstance(head, nn.Module)
+    handle = head.register_forward_pre_hook(lambda module, given: heard.append(given[0]))
+    try:
+        yield heard
+    finally:
+        handle.remove()
+
+
 def predict(
-    network: nn.Module, loader: Iterable[Batch], runtime: Runtime, *, total: int | None = None, description: str = ""
+    network: nn.Module,
+    loader: Iterable[Batch],
+    runtime: Runtime,
+    *,
+    total: int | None = None,
+    description: str = "",
+    judge: Callable[[Tensor], Tensor] | None = None,
 ) -> Outputs:
     """Run `network`, in eval mode and without gradients, over `loader`.
+
+    `judge` is given the features float32[B, width] of every batch, those the network's head turns into logits, in the
+    same pass, and answers with a row an image.
 
     With several processes each brings its part and all get the whole: every sample exactly once, whatever the loader
     repeats. Shows progress when there is a `description`, with `total` samples as the whole. Raises UserError when the
@@ -134,6 +161,8 @@ def predict(
     """
     network.eval()
     parts: dict[str, list[Tensor]] = {"index": [], "target": [], "logits": []}
+    if judge is not None:
+        parts["judged"] = []
     show = bool(description) and runtime.is_main
 
     def run(update: Any) -> None:
@@ -142,8 +171,10 @@ def predict(
         image: Tensor | None = None
         for batch in loader:
             on_device = runtime.to_device(batch)
-            with torch.no_grad(), runtime.autocast():
+            with _heard(network, judge is not None) as heard, torch.no_grad(), runtime.autocast():
                 logits = forward(network, on_device)
+            if judge is not None:
+                parts["judged"].append(judge(heard[0].float()))
             # Kept on the device until the end: a copy back would wait for every batch.
             parts["logits"].append(logits.float())
             parts["index"].append(batch["index"])
@@ -173,6 +204,7 @@ def predict(
         index=torch.from_numpy(index),
         target=torch.from_numpy(whole["target"][first]),
         logits=torch.from_numpy(whole["logits"][first]),
+        judged=torch.from_numpy(whole["judged"][first]) if judge else None,
     )
 
 

@@ -332,12 +332,15 @@ class _Job:
         from eyetune.train.results import OWN, add_scores, calibrate, remarks_table, scores_table
 
         size = self.config.train.batch_size
+        run.novelty = None  # whatever an earlier training left
+        if "val" in self.manifest.splits:
+            run.fit_novelty(self.manifest.select("train"), workers=self.config.workers, batch_size=size)
         tables = {
             name: run.predictions(self.manifest.select(name), workers=self.config.workers, batch_size=size)
             for name in OWN
             if name in self.manifest.splits
         }
-        run.calibration = calibrate(self.folder, tables.get("val"))
+        run.calibration = calibrate(run, tables.get("val"))
         about = {name: {"warnings": self.warnings(name)} for name in tables}
         content = add_scores(self.folder, tables, run.calibration, about=about)
         if not self.folder.main:
