@@ -40,7 +40,7 @@ def few_resamples() -> Iterator[None]:
     """Intervals and the pictures of a run are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "save_figure", lambda figure, path: path.parent.mkdir(exist_ok=True))
-        patch.setattr(run_results, "trust", lambda table, calibration: {})
+        patch.setattr(run_results, "trust", lambda table, calibration, val: {})
         patch.setattr(run_results, "score", functools.partial(scoring.score, resamples=10))
         patch.setattr(results, "resampled_means", functools.partial(results.resampled_means, resamples=50))
         yield
