@@ -19,7 +19,6 @@ from eyetune.cli import main
 from eyetune.comparison import results
 from eyetune.comparison.words import heading, sentences
 from eyetune.data.phantom import write_cohort
-from eyetune.metrics import plots
 from eyetune.metrics import scores as scoring
 from eyetune.train import results as run_results
 from eyetune.train.task import ClassificationTask
@@ -39,7 +38,7 @@ seed: 5
 def few_resamples() -> Iterator[None]:
     """Intervals and the pictures of a run are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "save_figure", lambda figure, path: path.parent.mkdir(exist_ok=True))
+        patch.setattr(run_results, "_draw", lambda folder, name, table, found: None)
         patch.setattr(run_results, "trust", lambda table, calibration, val: {})
         patch.setattr(run_results, "score", functools.partial(scoring.score, resamples=10))
         patch.setattr(results, "resampled_means", functools.partial(results.resampled_means, resamples=50))
