@@ -65,6 +65,7 @@ def test_bits_are_counted_right(seed: int, count: int) -> None:
     one, other = pack(rng.normal(size=(count, BITS))), pack(rng.normal(size=(count, BITS)))
     assert distance(one, other).tolist() == slow_distance(one, other)
     assert distance(one, one).tolist() == [0] * count
+    assert hashes._count_slowly(one).tolist() == hashes._count_bits(one).tolist()
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -125,16 +125,21 @@ def flipped(codes: Codes, flip: int) -> Codes:
 
 def distance(one: Codes, other: Codes) -> npt.NDArray[np.int64]:
     """In how many bits hashes differ, row by row, int64[N]."""
-    words = one ^ other
-    # The classical sum by halves; numpy counts bits itself from version 2.0 on only.
+    counted: npt.NDArray[np.int64] = _count_bits(one ^ other).sum(axis=1, dtype=np.int64)
+    return counted
+
+
+def _count_slowly(words: Codes) -> npt.NDArray[np.uint64]:
+    """The bits of each word by halves: for numpy before 2.0, which does not count bits itself."""
     odd, pairs, fours = (np.uint64(mask) for mask in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F))
     words = words - ((words >> np.uint64(1)) & odd)
     words = (words & pairs) + ((words >> np.uint64(2)) & pairs)
     words = (words + (words >> np.uint64(4))) & fours
-    counted: npt.NDArray[np.int64] = (
-        ((words * np.uint64(0x0101010101010101)) >> np.uint64(56)).sum(axis=1).astype(np.int64)
-    )
+    counted: npt.NDArray[np.uint64] = (words * np.uint64(0x0101010101010101)) >> np.uint64(56)
     return counted
+
+
+_count_bits = getattr(np, "bitwise_count", _count_slowly)
 
 
 class Index:
