@@ -288,11 +288,13 @@ def test_a_small_test_a_drop_outside_and_left_out_images_are_warned_of(tmp_path:
 def test_leaks_missing_patients_and_chance_are_warned_of(tmp_path: Path) -> None:
     table = predictions(150, skill=0.0, patients=False)
     folder = run_folder(tmp_path / "run", tables={"test": table}, pictures=False)
-    folder.update_data(identical={"groups": 2, "across_splits": [["a", "b"]], "other_labels": [["a", "b"], ["c", "d"]]})
+    crossing = [["eye0.png", "train1.png"], ["train2.png", "gone.png"]]
+    folder.update_data(identical={"groups": 2, "across_splits": crossing, "other_labels": crossing})
     rows = folder.splits_file.read_text().splitlines()
     folder.splits_file.write_text("\n".join(re.sub(r",T\d+,", ",,", row) for row in rows) + "\n")
     found = cautions(folder)
-    assert has(found, "bad", "1 photograph in more than one split under another name")
+    assert has(found, "bad", "1 photograph of the test split also in another split")
+    assert has(found, "warn", "1 photograph in training and validation alike")
     assert has(found, "warn", "2 photographs with two different labels")
     assert has(found, "warn", "names no patients")
     assert has(found, "bad", "not shown to be right more often than always answering")

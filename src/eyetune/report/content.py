@@ -164,6 +164,7 @@ class Dataset(Part):
     metrics: Scores = Field(default_factory=dict)
     intervals: Intervals | None = None
     per_class: dict[str, Scores] = Field(default_factory=dict)
+    per_class_ci: dict[str, dict[str, Ends | None]] = Field(default_factory=dict)
     confusion_matrix: tuple[tuple[int, ...], ...] = ()
     calibrated_metrics: Scores = Field(default_factory=dict)
     reliability: Reliability | None = None

@@ -241,9 +241,13 @@ def _about_data(facts: Facts) -> Iterator[Caution]:
             "bad", f"{plural(shared, 'patient')} in more than one split: the test met eyes it was trained on."
         )
     same = facts.data.get("identical", {})
-    if crossing := same.get("across_splits"):
-        text = f"{plural(len(crossing), 'photograph')} in more than one split under another name"
-        yield Caution("bad", f"{text}: the test met images it was trained on.")
+    where = {row.get("image", ""): row.get("split", "") for row in facts.splits}
+    crossing = [{where.get(name, "") for name in group} for group in same.get("across_splits", [])]
+    if tested := [splits for splits in crossing if TEST in splits or not facts.splits]:
+        text = f"{plural(len(tested), 'photograph')} of the test split also in another split, under another name"
+        yield Caution("bad", f"{text}: the test met images that training or the choice of the epoch had seen.")
+    if rest := len(crossing) - len(tested):
+        yield Caution("warn", f"{plural(rest, 'photograph')} in training and validation alike, under another name.")
     if other := same.get("other_labels"):
         text = f"{plural(len(other), 'photograph')} with two different labels (the same file under two names)"
         yield Caution("warn", f"{text}: the labels are not all right.")

@@ -22,18 +22,19 @@ def command(
     out: Path | None = None,
     computing: Computing = USUAL,
 ) -> None:
-    """Write the report of a run: one HTML file that needs no network, and a model card in Markdown.
+    """Write the report of a run or a comparison: one HTML file that needs no network; of a run a model card, too.
 
-    RUN/report.html and RUN/MODEL_CARD.md are written anew. With several runs there is a page that compares them, too.
+    RUN/report.html and RUN/MODEL_CARD.md are written anew. With several runs there is a page over all of them, too.
 
     Args:
-        runs: Run folders.
+        runs: Run folders, or folders of eyetune compare.
         no_pictures: Leave out photographs: those of mistakes, and heat maps.
         no_heat_maps: Draw no heat maps, which need the base weights and a second or more each on a CPU.
         names: Show the file names of the photographs; else the row of the predictions that holds the name.
         out: Where the page over several runs goes (default: overview.html in the folder above them).
         computing: Device, precision, workers, batch size, weights, cache, for the heat maps.
     """
+    from eyetune.report.comparison import is_comparison, write_comparison
     from eyetune.report.overview import write_overview
     from eyetune.report.page import Options, write_report
 
@@ -42,13 +43,17 @@ def command(
     if out is not None and len(runs) == 1:
         raise ConfigError("--out is for the page over several runs; the report of one run goes into its folder.")
     options = Options(pictures=not no_pictures, names=names)
-    for run in runs:
+    single = [run for run in runs if not is_comparison(run)]
+    for folder in runs:
+        if folder not in single:
+            print(write_comparison(folder))
+    for run in single:
         if not no_pictures and not no_heat_maps:
             _draw(run, computing)
         page = write_report(run, options)
         print(f"{page} ({page.stat().st_size / 1024:,.0f} KiB), {page.with_name('MODEL_CARD.md').name} beside it")
-    if len(runs) > 1:
-        print(write_overview(runs, out))
+    if len(single) > 1:
+        print(write_overview(single, out))
     print("For research; not a medical device.")
 
 
