@@ -34,6 +34,7 @@ STORYTELLERS = {
     "search": {"finetune"},
     "check": {"finetune"},
     "compare": {"finetune", "evaluate"},
+    "calibrate": {"evaluate"},
 }
 
 HEAVY = ("torch", "numpy", "pandas", "timm", "peft", "cv2", "sklearn", "matplotlib", "transformers", "PIL")
@@ -117,6 +118,7 @@ def test_no_function_beyond_a_hundred_lines() -> None:
         [],
         ["finetune"],
         ["evaluate"],
+        ["calibrate"],
         ["predict"],
         ["demo"],
         ["data"],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 from sklearn.calibration import calibration_curve
 
-from eyetune.metrics.calibration import CALIBRATED, fit_calibration, trust
+from eyetune.metrics.calibration import fit_calibration, trust
 from eyetune.metrics.conformal import LEVEL, Conformal, conformal_scores, fit_conformal, quantile
 from eyetune.metrics.intervals import Clusters, intervals, resampled, shares
 from eyetune.metrics.operating import OperatingPoint, choose_points, point_scores, questions, threshold_for
@@ -24,6 +24,7 @@ from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.reliability import error_by_chance, reliability_bins, wilson
 from eyetune.metrics.scores import METRICS, score
 from eyetune.metrics.selective import RiskCoverage, selective_scores
+from eyetune.metrics.site import JUDGED
 from eyetune.metrics.trust_plots import reliability, risk_coverage
 
 GRADES = ("0", "1", "2", "3", "4")
@@ -318,8 +319,16 @@ def test_trust_is_json_with_the_agreed_keys() -> None:
     assert calibration.point("grade >= 9", "specificity") is None
     found = trust(test, calibration, resamples=50)
     json.dumps(found, allow_nan=False)
-    assert set(found) == {"calibrated_metrics", "reliability", "operating_points", "selective", "conformal"}
-    assert tuple(found["calibrated_metrics"]) == CALIBRATED
+    assert found["calibrated_by"]["dataset"] == "val"
+    assert set(found) == {
+        "calibrated_by",
+        "calibrated_metrics",
+        "reliability",
+        "operating_points",
+        "selective",
+        "conformal",
+    }
+    assert tuple(found["calibrated_metrics"]) == JUDGED
     raw = score(test, resamples=0)["metrics"]
     assert found["calibrated_metrics"]["nll"]["value"] < raw["nll"]["value"]
     assert found["calibrated_metrics"]["ece"]["value"] < raw["ece"]["value"]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eyetune.data.records import Manifest
     from eyetune.metrics.predictions import Predictions
     from eyetune.train.run import Run, load_run
+    from eyetune.verbs.calibrate import calibrate
     from eyetune.verbs.evaluate import evaluate
     from eyetune.verbs.finetune import finetune
 
@@ -27,6 +28,7 @@ _HOMES = {
     "Manifest": "eyetune.data.records",
     "Predictions": "eyetune.metrics.predictions",
     "Run": "eyetune.train.run",
+    "calibrate": "eyetune.verbs.calibrate",
     "evaluate": "eyetune.verbs.evaluate",
     "finetune": "eyetune.verbs.finetune",
     "load_backbone": "eyetune.backbones",
@@ -41,6 +43,7 @@ __all__ = [
     "Predictions",
     "Run",
     "__version__",
+    "calibrate",
     "evaluate",
     "finetune",
     "load_backbone",

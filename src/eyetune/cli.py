@@ -30,6 +30,9 @@ app.command("eyetune.verbs.demo:command", name="demo", help="The whole way on bu
 app.command("eyetune.verbs.finetune:app", name="finetune", help="Train, choose the best epoch, score the test split.")
 app.command("eyetune.verbs.evaluate:command", name="evaluate", help="Score one run on one or more datasets.")
 app.command(
+    "eyetune.verbs.calibrate:command", name="calibrate", help="Probabilities for a new site, from a labelled sample."
+)
+app.command(
     "eyetune.verbs.compare:app", name="compare", help="Strategies, backbones, seeds: one table, and what differs."
 )
 app.command("eyetune.verbs.embed:command", name="embed", help="Features of every image, for probes and retrieval.")

@@ -7,23 +7,26 @@ dataset.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from eyetune import __version__
+from eyetune.errors import DataError
 from eyetune.metrics.conformal import Conformal, conformal_scores, fit_conformal
 from eyetune.metrics.intervals import RESAMPLES, Clusters
 from eyetune.metrics.metric import METRICS, add_intervals
 from eyetune.metrics.operating import OperatingPoint, choose_points, point_scores, questions
 from eyetune.metrics.outcomes import Outcomes
-from eyetune.metrics.part import Part, Sample
+from eyetune.metrics.part import Ends, Part, Sample
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.reliability import error_by_chance, reliability_bins
 from eyetune.metrics.scores import is_graded_dr, is_ordered
 from eyetune.metrics.selective import selective_scores
+from eyetune.metrics.site import JUDGED, Brought, fit_scaling, judge, remarks, too_few, unseen
 from eyetune.metrics.strangeness import Strangeness, strangeness_scores
 from eyetune.metrics.table import Table
 from eyetune.metrics.temperature import Temperature, fit_temperature, temperature_interval
@@ -33,9 +36,6 @@ SCHEMA = 1
 
 FEW_IMAGES = 100
 """Below so many labelled images a temperature may do more harm than good: docs/calibration.md, measured."""
-
-CALIBRATED = ("ece", "ece_equal_mass", "brier", "nll")
-"""Metrics that a temperature changes on purpose."""
 
 
 class Calibration(Part):
@@ -53,7 +53,12 @@ class Calibration(Part):
     operating_points: tuple[OperatingPoint, ...] = ()
     conformal: Conformal | None = None
     ood: Strangeness | None = None
-    """Above which score an image is unlike validation; None where training had too few images."""
+    """Above which score an image is unlike validation; None where training had too few images. A site's is the run's
+    own: new probabilities do not make its photographs more alike to those the network learnt from."""
+    brought: Brought | None = None
+    """Of a site's: what it does to patients of the site that it was not fitted on."""
+    photographs: tuple[str, ...] = ()
+    """Of a site's: digests of the photographs it was fitted on, so that scoring it on them is noticed."""
     warnings: tuple[str, ...] = ()
     """What its reader must not overlook."""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -109,21 +114,87 @@ def fit_calibration(
         resamples: how many the temperature's interval rests on.
         seed: of the resampling.
     """
-    import scipy  # type: ignore[import-untyped]
-
     if not isinstance(predictions, Predictions) or not predictions.known.any():
         return None
     known = predictions.labelled()
     clusters = Clusters.of(known.patients, known.targets)
     temperature, warnings = fit_temperature(known.logits, known.targets)
-    ends: tuple[float | None, float | None] = (None, None)
+    ends: Ends = (None, None)
     if not warnings:
-        draws = clusters.draws(resamples, seed)
-        ends = temperature_interval(known.logits, known.targets, draws, temperature)
+        ends = temperature_interval(known.logits, known.targets, clusters.draws(resamples, seed), temperature)
     if len(known) < FEW_IMAGES:
         few = f"{dataset} has {len(known)} labelled images: below {FEW_IMAGES} a temperature is as likely to harm as to"
         warnings = [f"{few} help; read its interval", *warnings]
-    outcomes = Outcomes.of_table(known.calibrated(temperature))
+    scaled = Temperature(value=temperature, ci=ends)
+    return _fitted(known, known.calibrated(temperature), scaled, warnings=warnings, dataset=dataset, model=model)
+
+
+def fit_site(
+    predictions: Predictions,
+    own: Calibration | None,
+    site: str,
+    *,
+    model: str | None = None,
+    photographs: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Calibration:
+    """A calibration for a site, from a labelled sample of it alone, and what it brings there.
+
+    Operating points and conformal quantiles are chosen on probabilities that each patient got from the others: a
+    temperature and shifts fitted on the very same images would make both too bold (docs/calibration.md, measured).
+
+    Args:
+        predictions: raw, of the sample, which the run was not trained on.
+        own: the run's own calibration, which it is held against; None where the run has none.
+        site: what it is called.
+        model: SHA-256 of the network's weights.
+        photographs: digests of the sample's photographs.
+        resamples: how many intervals rest on.
+        seed: of folds and resampling.
+
+    Raises DataError where the sample is too small, or of one class only.
+    """
+    if why := too_few(predictions):
+        raise DataError(f"{site}: {why}.")
+    known = predictions.labelled()
+    scaling = fit_scaling(known, seed)
+    ends: Ends = (None, None)
+    if scaling.bias is None and not scaling.warnings:
+        draws = Clusters.of(known.patients, known.targets).draws(resamples, seed)
+        ends = temperature_interval(known.logits, known.targets, draws, scaling.temperature)
+    after = replace(known, logits=unseen(known, seed), calls=known.calls if scaling.bias is None else None)
+    before = known if own is None else own.apply(known)
+    against = "no calibration" if own is None else "the run's own calibration"
+    brought = judge(before, after, against, resamples=resamples, seed=seed)
+    fitted = Temperature(value=scaling.temperature, ci=ends)
+    warnings = remarks(scaling, known, brought)
+    found = _fitted(known, after, fitted, warnings=warnings, dataset=site, model=model)
+    return found.model_copy(
+        update={
+            "bias": None if scaling.bias is None else tuple(scaling.bias.tolist()),
+            "ood": None if own is None else own.ood,
+            "brought": brought,
+            "photographs": tuple(photographs),
+        }
+    )
+
+
+def _fitted(
+    known: Predictions,
+    calibrated: Predictions,
+    temperature: Temperature,
+    *,
+    warnings: Sequence[str],
+    dataset: str,
+    model: str | None,
+) -> Calibration:
+    """The calibration of a labelled sample with this temperature; what follows is chosen on `calibrated`, of the same
+    images."""
+    import scipy  # type: ignore[import-untyped]
+
+    clusters = Clusters.of(known.patients, known.targets)
+    outcomes = Outcomes.of_table(calibrated)
     graded = is_graded_dr(known.classes)
     ordered = is_ordered(known.classes) if known.ordered is None else known.ordered
     points, of_points = choose_points(outcomes, questions(known.classes, graded=graded, ordered=ordered), dataset)
@@ -133,7 +204,7 @@ def fit_calibration(
         classes=tuple(known.classes),
         model=model,
         fitted_on=Sample(dataset=dataset, n=len(known), patients=len(patients) or None, unit=clusters.unit),
-        temperature=Temperature(value=temperature, ci=ends),
+        temperature=temperature,
         operating_points=tuple(points),
         conformal=conformal,
         warnings=(*warnings, *of_points, *of_sets),
@@ -158,8 +229,8 @@ def trust(
         resamples: how many the intervals rest on.
         seed: of the resampling.
 
-    Returns `calibrated_metrics`, `reliability`, `operating_points`, `selective`, `conformal` and `ood` (see
-    docs/calibration.md); without labelled rows `ood` alone, and nothing for other tasks than one class an image.
+    Returns `calibrated_by`, `calibrated_metrics`, `reliability`, `operating_points`, `selective`, `conformal` and `ood`
+    (see docs/calibration.md); without labelled rows `ood` alone, and nothing for other tasks than one class an image.
     """
     if not isinstance(predictions, Predictions):
         return {}
@@ -177,7 +248,13 @@ def trust(
     if calibration is None:
         return result | {"selective": selective_scores(raw, clusters, resamples=resamples, seed=seed)}
     after = Outcomes.of_table(calibration.apply(known))
-    result["calibrated_metrics"] = {name: METRICS.get(name).entry(after) for name in CALIBRATED}
+    result["calibrated_by"] = {
+        "dataset": calibration.fitted_on.dataset,
+        "n": calibration.fitted_on.n,
+        "temperature": calibration.temperature.value,
+        "bias": None if calibration.bias is None else dict(zip(calibration.classes, calibration.bias, strict=True)),
+    }
+    result["calibrated_metrics"] = {name: METRICS.get(name).entry(after) for name in JUDGED}
     if resamples:
         add_intervals(result["calibrated_metrics"], after, clusters, resamples=resamples, seed=seed, method="")
     result["reliability"] |= {"after": reliability_bins(after, clusters.of_image)}

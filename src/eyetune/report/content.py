@@ -153,6 +153,13 @@ class Intervals(Part):
     resamples: int = 0
 
 
+class CalibratedBy(Part):
+    """Which calibration the calibrated numbers rest on: "val" is the run's own, any other that of a site."""
+
+    dataset: str
+    n: int
+
+
 class Dataset(Part):
     """`datasets.NAME`."""
 
@@ -166,6 +173,7 @@ class Dataset(Part):
     per_class: dict[str, Scores] = Field(default_factory=dict)
     per_class_ci: dict[str, dict[str, Ends | None]] = Field(default_factory=dict)
     confusion_matrix: tuple[tuple[int, ...], ...] = ()
+    calibrated_by: CalibratedBy | None = None
     calibrated_metrics: Scores = Field(default_factory=dict)
     reliability: Reliability | None = None
     operating_points: tuple[OperatingPoint, ...] = ()

@@ -170,19 +170,20 @@ def read_facts(path: Path | str) -> Facts:
         history=folder.read_history(),
         splits=folder.read_splits(),
         predictions=tables,
-        calibrated=_calibrated(folder, tables),
+        calibrated={name: _calibrated(folder, table, metrics.datasets.get(name)) for name, table in tables.items()},
     )
 
 
-def _calibrated(folder: RunDir, tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
-    """The tables with the run's temperature; as they are where it has none, or one of other weights."""
+def _calibrated(folder: RunDir, table: Predictions, found: Dataset | None) -> Predictions:
+    """The table calibrated as its scores were; as it is where that calibration is gone, or of other weights."""
+    fitted_on = None if found is None or found.calibrated_by is None else found.calibrated_by.dataset
     try:
-        calibration = folder.read_calibration() if folder.best.is_dir() else None
+        site = None if fitted_on in (None, "val") else fitted_on
+        calibration = folder.read_calibration(site) if folder.best.is_dir() else None
     except UserError:
         calibration = None
-    if calibration is None:
-        return dict(tables)
-    return {name: table.calibrated(calibration.temperature.value) for name, table in tables.items()}
+    fits = calibration is not None and calibration.classes == tuple(table.classes)
+    return calibration.apply(table) if calibration is not None and fits else table
 
 
 def _part(name: str, rows: Sequence[Mapping[str, str]]) -> Part:

@@ -16,6 +16,7 @@ from eyetune.errors import UserError
 
 if TYPE_CHECKING:
     from eyetune.data.cache import Cache
+    from eyetune.metrics.calibration import Calibration
     from eyetune.train.rundir import RunDir
 
 LEARNT_FROM = ("train", "val")
@@ -67,7 +68,7 @@ def overlap(records: Sequence[Record], seen: Seen, cache: Cache | None = None) -
     not found here: `eyetune data audit` finds them.
     """
     found = []
-    if same := _same_photographs(records, seen.records, cache):
+    if same := same_photographs(records, seen.records, cache):
         names = ", ".join(record.name for record in same[:3]) + (", …" if len(same) > 3 else "")
         found.append(
             f"{len(same)} of its {len(records)} photographs were among those the run was trained or chosen on (the "
@@ -85,7 +86,39 @@ def overlap(records: Sequence[Record], seen: Seen, cache: Cache | None = None) -
     return found
 
 
-def _same_photographs(records: Sequence[Record], others: Sequence[Record], cache: Cache | None) -> list[Record]:
+def calibrated_on(records: Sequence[Record], site: Calibration | None, cache: Cache | None = None) -> list[str]:
+    """Warnings for a dataset whose probabilities a site's calibration changes: that it does, and which of `records` it
+    was fitted on; empty where the run's own is used."""
+    if site is None:
+        return []
+    sample = site.fitted_on
+    found = [
+        f"its calibrated probabilities, operating points and sets rest on {sample.n} labelled images of "
+        f"{sample.dataset}, not on the run's validation split."
+    ]
+    known = set(site.photographs)
+    if same := sum(one in known for one in digests(records, cache)):
+        found.append(
+            f"{same} of its {len(records)} photographs were among those that this calibration was fitted on: what "
+            "rests on it comes out too good. Leave them out."
+        )
+    return found
+
+
+def digests(records: Sequence[Record], cache: Cache | None = None) -> list[str]:
+    """What identifies the content of each photograph: 16 hexadecimal digits; empty where it cannot be read."""
+    digest = file_digest if cache is None else cache.digest
+    found = []
+    for record in records:
+        try:
+            found.append(digest(record.image).hex()[:16])
+        except OSError:
+            found.append("")
+    return found
+
+
+def same_photographs(records: Sequence[Record], others: Sequence[Record], cache: Cache | None) -> list[Record]:
+    """Those of `records` whose bytes are those of one of `others`; only files of equal size are read."""
     digest = file_digest if cache is None else cache.digest
     by_size: dict[int, list[Record]] = defaultdict(list)
     for record in others:

@@ -80,6 +80,7 @@ def add_scores(
     about: Mapping[str, Mapping[str, Any]] | None = None,
     by: Sequence[Grouping] = (),
     reference: str | None = None,
+    site: Calibration | None = None,
 ) -> dict[str, Any]:
     """Write the predictions, their scores and plots into a run folder, beside what stands there already.
 
@@ -90,6 +91,7 @@ def add_scores(
         about: dataset name -> what else is said of it: `warnings`, `label_map`, `merged`.
         by: how the traits of the tables are grouped; a trait without a grouping by its values.
         reference: the dataset that the others are held against; None: as before, at first the test split.
+        site: a site's calibration, for all but the run's own splits; None: the run's own for all.
 
     Returns the new content of metrics.json: `datasets`, and `generalization` when the reference and an external
     dataset are there. Raises DataError when there is no dataset of the name `reference`.
@@ -103,7 +105,8 @@ def add_scores(
         val = Predictions.from_csv(folder.predictions_file("val"))
     for name, table in tables.items():
         folder.write_predictions(name, table)
-        content["datasets"][name] = _described(table, calibration, val, by) | dict((about or {}).get(name, {}))
+        fitted = calibration if site is None or name in OWN else site
+        content["datasets"][name] = _described(table, fitted, val, by) | dict((about or {}).get(name, {}))
         if folder.main:
             _draw(folder, name, table, content["datasets"][name])
     chosen = reference or content.get("generalization", {}).get("reference", "test")

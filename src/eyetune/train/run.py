@@ -78,14 +78,15 @@ class Run:
         return self.calibration_for(None)
 
     def calibration_for(self, site: str | None) -> Calibration | None:
-        """The calibration fitted on a site's own images (see `eyetune calibrate`); of None, the run's own.
+        """The calibration fitted on a site's own images (see `eyetune calibrate`), by its name or its file; of None,
+        the run's own.
 
         Raises as :attr:`calibration`, and RunError when there is none for the site.
         """
         found = self.folder.read_calibration(site)
         if found is not None and found.classes != self.classes:
             raise RunError(
-                f"{self.folder.calibration_file(site)} is for the classes {', '.join(found.classes)}; the run's are "
+                f"the calibration {site or 'of the run'} is for the classes {', '.join(found.classes)}; the run's are "
                 f"{', '.join(self.classes)}. It belongs to another run."
             )
         return found

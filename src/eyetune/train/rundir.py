@@ -355,14 +355,18 @@ class RunDir:
             write_json(self.calibration_file(site), calibration.to_dict())
 
     def read_calibration(self, site: str | None = None) -> Calibration | None:
-        """The run's own calibration, None where it has none; or that for a site.
+        """The run's own calibration, None where it has none; or that for a site: its name, or a file (a path, or what
+        ends in .json).
 
         Raises RunError when it is damaged, of other weights or classes than the best checkpoint's, or when there is
         none for the site.
         """
         from eyetune.metrics.calibration import read_calibration
 
-        file = self.calibration_file(site)
+        elsewhere = site is not None and (site.endswith(".json") or os.sep in site or "/" in site)
+        file = Path(str(site)) if elsewhere else self.calibration_file(site)
+        if elsewhere and not file.is_file():
+            raise RunError(f"no calibration at {file}. eyetune calibrate writes them as RUN/calibration/NAME.json.")
         if site is not None and not file.is_file():
             known = self.calibrations()
             names = f" There are: {', '.join(known)}." if known else ""

@@ -33,6 +33,7 @@ def command(
     map: Words = None,
     by: Words = None,
     reference: str | None = None,
+    calibration: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     patient_column: str | None = None,
@@ -51,6 +52,8 @@ def command(
             any-dr (joins grades), as-is, or a YAML file.
         by: Columns to score by, as in sex,camera,age:40:60; without --data, columns of the run's own table.
         reference: The dataset that the others are held against (default: test, the run's own).
+        calibration: A site's calibration for the probabilities of the datasets, of those that eyetune calibrate wrote:
+            its NAME, or its file (default: the run's own).
         image_column: Column of the image names (default: as in training, or the usual names).
         label_column: Column of the labels (default: likewise).
         patient_column: Column of the patients (default: likewise).
@@ -69,6 +72,8 @@ def command(
         raise ConfigError("two --data have the same NAME; each needs its own.")
     if not (named or by or reference):
         raise ConfigError("nothing to do: name a dataset with --data NAME=TABLE, or columns with --by.")
+    if calibration is not None and not named:
+        raise ConfigError("--calibration is for the datasets of --data: the run's own splits keep the run's own.")
     groupings = Grouping.parse(by or ())
     said = parse_maps(map or (), list(named))
     trained = load_run(run, **computing.loading())
@@ -92,6 +97,7 @@ def command(
         maps=maps,
         by=groupings,
         reference=reference,
+        calibration=calibration,
         workers=computing.workers,
         batch_size=computing.batch_size,
     )
@@ -108,6 +114,7 @@ def evaluate(
     maps: Mapping[str, Any] | None = None,
     by: Sequence[str | Grouping] = (),
     reference: str | None = None,
+    calibration: str | None = None,
     workers: Workers = "auto",
     batch_size: int = 32,
 ) -> dict[str, Any]:
@@ -122,6 +129,7 @@ def evaluate(
         by: columns to score by: names of columns of the tables ("camera", "age:40:60"). With datasets, of theirs; the
             run's own test split is scored by them too where its table has them.
         reference: the dataset that the others are held against; None: as before, at first the test split.
+        calibration: name or file of a site's calibration, for the datasets; None: the run's own.
         workers: processes that read images, or "auto".
         batch_size: images in one forward pass.
 
@@ -132,7 +140,7 @@ def evaluate(
     from eyetune.metrics.subgroups import Grouping
     from eyetune.report.mistakes import remember
     from eyetune.report.page import refresh
-    from eyetune.train.leaks import Seen
+    from eyetune.train.leaks import Seen, calibrated_on
     from eyetune.train.results import add_scores
 
     for name in datasets:
@@ -147,11 +155,13 @@ def evaluate(
     traits = {name: traits_of(manifest, groupings) for name, manifest in labelled.items()}
     own = own_traits(run, groupings)
     refuse_unknown(groupings, {**traits, REFERENCE: own}, {**labelled})
+    site = None if calibration is None else run.calibration_for(calibration)
     with run.folder.in_use():
         seen = Seen.of_run(run.folder) if run.folder.main else Seen()
         tables, about = {}, {}
         for name, manifest in labelled.items():
-            about[name] = found[name].to_dict() | {"warnings": warnings_of(run, manifest, found[name], seen)}
+            doubts = warnings_of(run, manifest, found[name], seen) + calibrated_on(manifest.records, site, run.cache)
+            about[name] = found[name].to_dict() | {"warnings": doubts}
             table = predict(run, manifest, found[name], workers, batch_size)
             tables[name] = replace(table, traits=traits[name])
         if own:
@@ -159,7 +169,9 @@ def evaluate(
             cells = {column: [by_image.get(image, "") for image in table.images] for column, by_image in own.items()}
             tables[REFERENCE] = replace(table, traits=cells)
             about[REFERENCE] = kept_about(run, REFERENCE)
-        content = add_scores(run.folder, tables, run.calibration, about=about, by=groupings, reference=reference)
+        content = add_scores(
+            run.folder, tables, run.calibration, about=about, by=groupings, reference=reference, site=site
+        )
         if run.folder.main:
             remember(run.folder, tables, labelled)
             refresh(run.folder)
