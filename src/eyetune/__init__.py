@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from eyetune.config import Config
     from eyetune.data.records import Manifest
     from eyetune.metrics.predictions import Predictions
+    from eyetune.train.adopt import adopt
     from eyetune.train.run import Run, load_run
     from eyetune.verbs.calibrate import calibrate
     from eyetune.verbs.evaluate import evaluate
@@ -28,6 +29,7 @@ _HOMES = {
     "Manifest": "eyetune.data.records",
     "Predictions": "eyetune.metrics.predictions",
     "Run": "eyetune.train.run",
+    "adopt": "eyetune.train.adopt",
     "calibrate": "eyetune.verbs.calibrate",
     "evaluate": "eyetune.verbs.evaluate",
     "finetune": "eyetune.verbs.finetune",
@@ -43,6 +45,7 @@ __all__ = [
     "Predictions",
     "Run",
     "__version__",
+    "adopt",
     "calibrate",
     "evaluate",
     "finetune",

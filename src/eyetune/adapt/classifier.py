@@ -64,3 +64,10 @@ def make_head(width: int, num_classes: int, dropout: float) -> nn.Sequential:
     nn.init.trunc_normal_(linear.weight, std=HEAD_STD)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.Dropout(dropout), linear)
+
+
+def put_norm_before(model: Classifier) -> None:
+    """A LayerNorm before the head's dropout and linear layer: the head of some programs whose checkpoints are read."""
+    if not isinstance(model.head, nn.Sequential):
+        raise TypeError(f"the head is a {type(model.head).__name__}, not a sequence that a norm could lead")
+    model.head.insert(0, nn.LayerNorm(model.backbone.width))

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eyetune.adapt.classifier import Classifier
+from eyetune.adapt.classifier import Classifier, put_norm_before
 from eyetune.adapt.strategy import Strategy, parse_adapt
 from eyetune.backbones import Preprocess, load_backbone
+from eyetune.backbones.older import is_older
 from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.loader import Workers, make_loader
@@ -20,6 +21,7 @@ from eyetune.errors import RunError, UserError
 from eyetune.metrics.calibration import Calibration
 from eyetune.metrics.predictions import Predictions
 from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
+from eyetune.train.adopt import adopt
 from eyetune.train.features import FeatureHead, compute_once
 from eyetune.train.novelty import Novelty, sample_places
 from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
@@ -189,17 +191,21 @@ def load_run(
     weights: str | None = None,
     cache: bool = True,
 ) -> Run:
-    """Read the best epoch of a run folder.
+    """Read the best epoch of a run folder, or a checkpoint of another program.
 
     Args:
-        path: the run folder.
+        path: the run folder; or a file with a network and its head, or with LoRA adapters, of another program, which
+            becomes the run folder `runs/NAME` first (:func:`eyetune.train.adopt.adopt` has more to say about it).
         device: auto, cpu, cuda or mps.
         precision: auto, fp32, bf16 or fp16; None = as the run was trained, where the device can.
         weights: where the base weights are now, when they moved since training.
         cache: keep prepared photographs where the run's configuration says; False keeps nothing.
 
-    Raises RunError when the folder is no run, is damaged, or the base weights are not the ones it was trained on.
+    Raises RunError when the folder is no run, is damaged, or the base weights are not the ones it was trained on;
+    WeightsError when a file is not understood.
     """
+    if is_older(Path(path)):
+        path, weights = adopt(path, weights=weights, device=device).path, None
     folder = RunDir.open(path)
     checkpoint = folder.load_best()
     card = checkpoint.card if weights is None else replace(checkpoint.card, weights=weights)
@@ -233,6 +239,8 @@ def rebuild(checkpoint: Checkpoint, where: Path) -> tuple[Classifier, Strategy]:
     # As in training, whatever the spec says by now.
     backbone.preprocess = Preprocess.from_dict(card.preprocess)
     model = Classifier(backbone, len(card.classes), card.dropout)
+    if card.head_norm:
+        put_norm_before(model)
     strategy = parse_adapt(card.adapt).build()
     model = strategy.apply(model)
     if model.base_fingerprint() != card.fingerprint:

@@ -97,6 +97,8 @@ class ModelCard:
     """That metric on the validation split, when defined."""
     seed: int = 0
     """Of the run: with it, `random` weights come out the same again."""
+    head_norm: bool = False
+    """A LayerNorm stands before the linear layer: runs made from checkpoints of other programs."""
     schema: int = SCHEMA
 
     def at(self, epoch: int, metric: str | None, value: float | None) -> ModelCard:

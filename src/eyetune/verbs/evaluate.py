@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -23,6 +23,50 @@ if TYPE_CHECKING:
 #: The run's own test split: what other datasets are held against when nobody says otherwise.
 REFERENCE = "test"
 
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Older:
+    """How to read a checkpoint of another program."""
+
+    out: Path | None = None
+    """The run folder to make from it (default: runs/ and the file's name); predict and report then take that."""
+    backbone: str | None = None
+    """Its network, where the file does not say and several fit (default: by shapes, RETFound where it fits)."""
+    pool: str | None = None
+    """Its pooling, likewise."""
+    classes: str | None = None
+    """Names of its classes, as in healthy,glaucoma (default: as in the file, else 0,1,…)."""
+    alpha: float | None = None
+    """alpha of its LoRA adapters (default: as in the file, else four times their rank)."""
+    fit: Literal["pad", "squash"] | None = None
+    """How photographs became square in its training (default: as for the backbone)."""
+    no_crop: Switch = False
+    """Photographs were not cropped to the field of view in its training."""
+
+    def adopt(self, path: Path, computing: Computing) -> Path:
+        """Make the run folder; returns where it is."""
+        from eyetune.train.adopt import adopt
+
+        names = None if self.classes is None else [name.strip() for name in self.classes.split(",")]
+        folder = adopt(
+            path,
+            self.out,
+            backbone=self.backbone,
+            pool=self.pool,
+            classes=names,
+            alpha=self.alpha,
+            weights=computing.weights,
+            fit=self.fit,
+            crop=not self.no_crop,
+            device=computing.device,
+        )
+        return folder.path
+
+
+#: When nothing is said.
+AS_FOUND = Older()
+
 Words = Annotated[list[str] | None, Parameter(negative=())]
 
 
@@ -39,6 +83,7 @@ def command(
     patient_column: str | None = None,
     eye_column: str | None = None,
     skip_unreadable: Switch = False,
+    older: Older = AS_FOUND,
     computing: Computing = USUAL,
 ) -> None:
     """Score a run on datasets it was not trained on, next to its own test split.
@@ -46,7 +91,7 @@ def command(
     Writes predictions/NAME.csv and adds to metrics.json and plots/ in the run folder.
 
     Args:
-        run: The run folder.
+        run: The run folder; or a checkpoint of another program (.pth, .safetensors, a PEFT folder).
         data: NAME=TABLE or NAME=TABLE:IMAGES; repeat it for several datasets. TABLE may be a class folder.
         map: NAME=MAP, what the labels of that dataset mean: pairs (0:healthy,1:glaucoma; null leaves out), referable or
             any-dr (joins grades), as-is, or a YAML file.
@@ -59,8 +104,10 @@ def command(
         patient_column: Column of the patients (default: likewise).
         eye_column: Column of the eyes (default: likewise).
         skip_unreadable: Leave out images that cannot be read, and say which.
+        older: How to read a checkpoint of another program.
         computing: Device, precision, workers, batch size, weights, cache.
     """
+    from eyetune.backbones.older import is_older
     from eyetune.data.loader import check_readable
     from eyetune.metrics.subgroups import Grouping
     from eyetune.terminal import show
@@ -76,6 +123,12 @@ def command(
         raise ConfigError("--calibration is for the datasets of --data: the run's own splits keep the run's own.")
     groupings = Grouping.parse(by or ())
     said = parse_maps(map or (), list(named))
+    if is_older(run):
+        run, computing = older.adopt(run, computing), replace(computing, weights=None)
+    elif older != AS_FOUND:
+        raise ConfigError(
+            f"{run} is no checkpoint file: --out, --backbone and the like are for those of other programs."
+        )
     trained = load_run(run, **computing.loading())
     columns = {
         "image_column": image_column,
