@@ -23,7 +23,7 @@ FLOORS = [
     {"metrics", "config"},
     {"train", "flags"},
     {"clip", "checks", "comparison", "heatmaps"},
-    {"report"},
+    {"report", "predicting"},
     {"verbs"},
     {"cli"},
 ]

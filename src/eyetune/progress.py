@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from eyetune.processes import rank
 
 Item = TypeVar("Item")
+
+_counter: ContextVar[Callable[[int], None] | None] = ContextVar("_counter", default=None)
 
 PIPE_SECONDS = (5.0, 30.0)
 """In a pipe, a line at every tenth of the work, but not within the first of these; and one at least every second."""
@@ -28,11 +31,22 @@ def meter(total: int | None, description: str, unit: str = "images") -> Iterator
         description: What is being done, such as "Drawing".
         unit: What is counted.
     """
-    if rank() > 0:  # all processes share one terminal
-        yield lambda done: None
+    counter = _counter.get()
+    if rank() > 0 or counter is not None:  # all processes share one terminal
+        yield counter or (lambda done: None)
         return
     with (_bar if sys.stderr.isatty() else _lines)(total, description, unit) as update:
         yield update
+
+
+@contextmanager
+def counted_by(update: Callable[[int], None]) -> Iterator[None]:
+    """Inside, the meters of this thread show nothing and report to `update`: they are parts of a longer job."""
+    token = _counter.set(update)
+    try:
+        yield
+    finally:
+        _counter.reset(token)
 
 
 def track(

@@ -106,11 +106,10 @@ def find_field(image: Photo) -> Field:
     """
     height, width = image.shape[:2]
     whole = Field(0, 0, width, height)
-    scale = min(1.0, _LOOK / max(height, width))
-    small_size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = _small_copy(image)
+    small_size = small.shape[1], small.shape[0]
     if min(small_size) < 16:
         return whole
-    small = cv2.resize(image, small_size, interpolation=cv2.INTER_AREA)
     surround = _surround(small)
     if surround is None:
         return whole
@@ -137,6 +136,20 @@ def find_field(image: Photo) -> Field:
     )
 
 
+def find_surround(image: Photo) -> npt.NDArray[np.uint8] | None:
+    """The colour around the field, uint8[3], or None when the corners are part of the photograph uint8[H, W, 3]."""
+    return _surround(_small_copy(image))
+
+
+def _small_copy(image: Photo) -> Photo:
+    """No side longer than _LOOK."""
+    height, width = image.shape[:2]
+    scale = min(1.0, _LOOK / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small: Photo = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return small
+
+
 def _largest_channel(image: Photo) -> Photo:
     """uint8[H, W, 3] to uint8[H, W]; ten times as fast as numpy's max over a short last axis."""
     red, green, blue = cv2.split(image)
@@ -145,7 +158,7 @@ def _largest_channel(image: Photo) -> Photo:
 
 
 def _surround(small: Photo) -> npt.NDArray[np.uint8] | None:
-    """The colour around the field, uint8[3], or None when the corners are part of the photograph."""
+    """As :func:`find_surround`, of a small copy."""
     side = max(3, round(0.05 * min(small.shape[:2])))
     corners = [small[:side, :side], small[:side, -side:], small[-side:, :side], small[-side:, -side:]]
     middles = np.array([np.median(corner.reshape(-1, 3), axis=0) for corner in corners])

@@ -131,6 +131,15 @@ class Table(ABC):
                 traits = [texts[row] for texts in self.traits.values()]
                 writer.writerow([*known, *cells.values(), *(ood[row] if ood else []), *traits])
 
+    def told(self, row: int) -> dict[str, str]:
+        """What somebody who asks for a prediction wants to know of a row: what was called, and the probabilities."""
+        wanted = set(self.told_columns())
+        return {name: cell for name, cell in {**self.said(row), **self.numbers(row)}.items() if name in wanted}
+
+    def told_columns(self) -> list[str]:
+        """The columns of :meth:`told`: neither truth nor logits."""
+        return [name for name in self.columns() if not name.startswith(("target", "logit_"))]
+
     @abstractmethod
     def columns(self) -> list[str]:
         """The names of the columns after `image, patient, eye`, in the order in which :meth:`to_csv` writes them."""

@@ -20,9 +20,11 @@ from eyetune.data.records import Manifest
 from eyetune.errors import RunError, UserError
 from eyetune.metrics.calibration import Calibration
 from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.table import Table
 from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
 from eyetune.train.adopt import adopt
 from eyetune.train.features import FeatureHead, compute_once
+from eyetune.train.mirrored import Mirrored
 from eyetune.train.novelty import Novelty, sample_places
 from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
 from eyetune.train.task import Outputs, predict
@@ -93,15 +95,19 @@ class Run:
             )
         return found
 
-    def predictions(self, manifest: Manifest, *, workers: Workers = "auto", batch_size: int = 32) -> Predictions:
-        """Predict every record of a manifest, in its order, exactly once.
+    def predictions(
+        self, manifest: Manifest, *, workers: Workers = "auto", batch_size: int = 32, mirrored: bool = False
+    ) -> Predictions:
+        """Predict every record of a manifest, in its order, exactly once; raw, as calibration takes them.
 
+        With `mirrored`, the mean of the logits of each photograph and its mirror image (test-time augmentation); its
+        `ood` stays that of the photograph as it is.
         Labels, where known, must be indexes into :attr:`classes`. Raises DataError, naming file and row, for an image
         that cannot be read.
         """
         novelty = self.novelty
         judge = None if novelty is None else novelty.score
-        outputs = self._outputs(manifest, workers=workers, batch_size=batch_size, judge=judge)
+        outputs = self._outputs(manifest, workers=workers, batch_size=batch_size, judge=judge, mirrored=mirrored)
         table = outputs.predictions(manifest)
         return table if outputs.judged is None else replace(table, ood=outputs.judged.double().numpy())
 
@@ -154,6 +160,7 @@ class Run:
         batch_size: int,
         judge: Callable[[Tensor], Tensor] | None,
         what: str = "Predicting",
+        mirrored: bool = False,
     ) -> Outputs:
         loader = make_loader(
             manifest,
@@ -165,22 +172,39 @@ class Run:
             cache=self.cache,
             shard=(self.runtime.rank, self.runtime.processes),
         )
-        if self.strategy.frozen_backbone:
+        if mirrored:
+            network = Mirrored(self.model)
+            outputs = predict(network, loader, self.runtime, total=len(manifest), description=what, judge=judge)
+        elif self.strategy.frozen_backbone:
             known = compute_once(self.model, loader, self.runtime, what)
             outputs = predict(FeatureHead(self.model), known, self.runtime, judge=judge)
         else:
             outputs = predict(self.model, loader, self.runtime, total=len(manifest), description=what, judge=judge)
         return outputs
 
-    def predict(self, paths: Sequence[str | Path], *, batch_size: int = 32) -> NDArray[np.float64]:
+    def predict(
+        self, paths: Sequence[str | Path], *, batch_size: int = 32, calibrated: bool = False
+    ) -> NDArray[np.float64]:
         """Probabilities float64[N, K] of the photographs at `paths`, in their order; rows sum to 1.
 
-        Raises DataError for a file that is missing or cannot be read.
+        They are as they came from the network; `calibrated=True` makes of them what `eyetune predict` gives, where the
+        run has a calibration. Raises DataError for a file that is missing or cannot be read.
         """
         records = [
             Record(image=Path(path), label=None, name=f"{n}:{path}", row=str(path)) for n, path in enumerate(paths)
         ]
-        return self.predictions(Manifest(tuple(records), self.classes, "images"), batch_size=batch_size).probabilities
+        found = self.predictions(self.unlabelled(records), batch_size=batch_size)
+        if calibrated and self.calibration is not None:
+            found = self.calibration.apply(found)
+        return found.probabilities
+
+    def nothing(self) -> Table:
+        """The table of no photograph: it has the columns of all."""
+        return Predictions([], [], [], [], [], self.classes)  # type: ignore[arg-type]
+
+    def unlabelled(self, records: Sequence[Record], source: str = "images") -> Manifest:
+        """A manifest of photographs to predict, of which nothing else is known."""
+        return Manifest(tuple(records), self.classes, source)
 
 
 def load_run(

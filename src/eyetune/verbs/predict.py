@@ -1,129 +1,153 @@
-"""`eyetune predict`: files, folders or tables in; one row an image out."""
+"""`eyetune predict`: files, folders, tables or a stream of paths in; one row an image out."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from eyetune.errors import DataError, UserError
-from eyetune.files import atomic
-from eyetune.flags import USUAL, Computing, Workers
+from eyetune.errors import ConfigError, DataError, UserError
+from eyetune.flags import USUAL, Computing, Switch
 
 if TYPE_CHECKING:
     from eyetune.data.record import Record
+    from eyetune.predicting import Predictor, Sources
     from eyetune.train.run import Run
 
-#: What is taken for a table rather than an image.
-TABLES = {".csv", ".tsv", ".jsonl"}
-
-#: How many images are predicted before their rows are written: what is in memory does not grow with their number.
-CHUNK = 4096
+#: How many images are predicted before their rows are written: what is in memory does not grow with their number, and
+#: no more are lost by an interruption.
+CHUNK = 1024
 
 
 def command(
     run: Path,
-    paths: Annotated[list[Path], Parameter(negative=())],
+    paths: Annotated[list[Path], Parameter(negative=(), allow_leading_hyphen=True)],
     *,
     out: Path | None = None,
+    format: Literal["csv", "jsonl"] | None = None,
+    resume: Switch = False,
+    calibration: str | None = None,
+    no_calibration: Switch = False,
+    operating_point: str = "specificity",
+    no_quality: Switch = False,
+    tta: Switch = False,
+    heatmaps: Path | None = None,
     images: Path | None = None,
     image_column: str | None = None,
     computing: Computing = USUAL,
 ) -> int:
-    """Predict photographs with a run: class and probabilities, one row an image.
+    """Predict photographs with a run: class, calibrated probabilities, what to doubt; one row an image.
 
     A file that is missing or cannot be read becomes a row with the reason in its `error` column; the exit code is 0
     unless not one could be predicted (2). For research; not a diagnosis.
 
     Args:
         run: The run folder.
-        paths: Image files, folders (searched with their subfolders), or tables with an image column.
-        out: CSV file to write (default: standard output).
+        paths: Image files, folders (searched with their subfolders), tables with an image column, or - for a list of
+            paths on standard input, one a line or one a NUL byte.
+        out: File to write (default: standard output). It is there when it is whole.
+        format: csv or jsonl (default: by the suffix of --out; CSV).
+        resume: Go on with the rows that an interrupted run with the same --out has left.
+        calibration: The site whose calibration counts, of those fitted (default: the run's own).
+        no_calibration: Probabilities as the network gives them, and no column of the operating point.
+        operating_point: What decides referable or not: specificity or sensitivity (95% of it on validation), or the
+            name of a point in calibration.json.
+        no_quality: Do not look at the quality of the photographs, which costs a second look at each file.
+        tta: Also judge each photograph mirrored left to right (test-time augmentation): twice the time.
+        heatmaps: Folder for a picture of each photograph that shows where the network looked.
         images: Folder of the images that tables name.
         image_column: Column of the image names in tables (default: the usual names).
         computing: Device, precision, workers, batch size, weights, cache.
     """
+    from eyetune.predicting import Predictor, Sources, choose_format
+    from eyetune.predicting.rows import choose_point
     from eyetune.train.run import load_run
 
+    if calibration is not None and no_calibration:
+        raise ConfigError("--calibration and --no-calibration exclude each other.")
+    form = choose_format(out, format)
     trained = load_run(run, **computing.loading())
-    records = [record for path in paths for record in _records(path, images, image_column)]
-    counts = [0, 0]
-    with _output(out if trained.runtime.is_main else Path(os.devnull)) as write:
-        columns = ["image", "predicted", *(f"prob_{name}" for name in trained.classes), "error"]
-        write(columns)
-        for start in range(0, len(records), CHUNK):
-            chunk = records[start : start + CHUNK]
-            for row in predict_records(trained, chunk, workers=computing.workers, batch_size=computing.batch_size):
-                write([row[name] for name in columns])
-                counts[bool(row["error"])] += 1
-    predicted, refused = counts
-    if trained.runtime.is_main:
+    main = trained.runtime.is_main
+    sources = Sources(paths, images=images, image_column=image_column) if main else None
+    fitted = None if no_calibration else trained.calibration_for(calibration)
+    point = None
+    if not no_calibration:
+        point = choose_point(trained, fitted, operating_point)
+    predictor = Predictor(
+        trained,
+        calibration=fitted,
+        point=point,
+        quality=not no_quality,
+        mirrored=tta,
+        heat_maps=heatmaps,
+        workers=computing.workers,
+        batch_size=computing.batch_size,
+    )
+    if main:
+        _say_how(predictor, no_calibration)
+    predicted, refused = _write(predictor, sources, out, form, resume)
+    if main:
         said = f"{predicted} predicted" + (f", {refused} refused (column error says why)" if refused else "")
         print(f"{said}{'' if out is None else f': {out}'}", file=sys.stderr)
     return 0 if predicted else UserError.exit_code
 
 
-@contextlib.contextmanager
-def _output(out: Path | None) -> Iterator[Callable[[Sequence[str]], object]]:
-    """Write rows to a file, which is there only when all are, or to standard output."""
-    # surrogateescape: a file name that is not valid UTF-8 comes back as it was.
-    if out is None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="surrogateescape")
-        yield csv.writer(sys.stdout, lineterminator="\n").writerow
-        return
+def _say_how(predictor: Predictor, no_calibration: bool) -> None:
+    """What the probabilities and calls rest on, to stderr."""
+    fitted, point = predictor.calibration, predictor.point
+    if fitted is None and not no_calibration:
+        print(
+            "probabilities are not calibrated: the run has no calibration.json (finetune --resume adds it where there "
+            "are labelled validation images)",
+            file=sys.stderr,
+        )
+    if fitted is not None:
+        sample = fitted.fitted_on
+        print(f"probabilities calibrated on {sample.n} images of {sample.dataset}", file=sys.stderr)
+    if point is not None:
+        print(f"called at {point.name}, chosen on {point.chosen_on}: {point.threshold:.3f} or more", file=sys.stderr)
+
+
+def _write(predictor: Predictor, sources: Sources | None, out: Path | None, form: str, resume: bool) -> tuple[int, int]:
+    """Predict everything and write its rows; returns how many were predicted and how many refused. The first process
+    reads the paths and writes (`sources` is None in the others); all of them compute."""
+    from eyetune.predicting.output import writer
+    from eyetune.predicting.rows import describe
+    from eyetune.predicting.sources import chunks
+    from eyetune.progress import meter
+
+    run = predictor.run
+    if sources is None:
+        for first, part in _shared(run, None):
+            predictor.rows(part, first=first)
+        return 1, 0
+    records = iter(sources)
+    names = (record.name for record in records)
     with (
-        contextlib.nullcontext(out) if out == Path(os.devnull) else atomic(out) as place,
-        open(place, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+        writer(out, predictor.columns, form, names, made_by=describe(predictor), resume=resume) as rows,
+        meter(sources.total, "Predicting") as update,
     ):
-        yield csv.writer(stream, lineterminator="\n").writerow
+        numbered = ((rows.count, part) for part in chunks(records, CHUNK))
+        for first, part in _shared(run, numbered):
+            rows.add(predictor.rows(part, first=first, update=partial(_count, update, first)))
+        if not rows.count:
+            raise DataError("no paths came on standard input.")
+        return rows.count - rows.refused, rows.refused
 
 
-def predict_records(
-    run: Run, records: Sequence[Record], *, workers: Workers = "auto", batch_size: int = 32
-) -> list[dict[str, Any]]:
-    """One row a record, in order: image, predicted, prob_<class>…, error (empty when there was none)."""
-    from eyetune.data.loader import find_faults
-    from eyetune.data.records import Manifest
-
-    manifest = Manifest(tuple(records), run.classes, "the images")
-    faults = find_faults(manifest, workers=workers, cache=run.cache, settings=run.settings)
-    good = [index for index in range(len(records)) if faults[index] is None]
-    probabilities = {}
-    if good:
-        readable = manifest.with_records(records[index] for index in good)
-        table = run.predictions(readable, workers=workers, batch_size=batch_size)
-        probabilities = {index: table.probabilities[row] for row, index in enumerate(good)}
-    rows = []
-    for index, record in enumerate(records):
-        row: dict[str, Any] = {"image": record.name, "predicted": ""}
-        found = probabilities.get(index)
-        if found is not None:
-            row["predicted"] = run.classes[int(found.argmax())]
-        row |= {f"prob_{name}": "" if found is None else repr(float(found[k])) for k, name in enumerate(run.classes)}
-        rows.append(row | {"error": faults[index] or ""})
-    return rows
+def _count(update: Callable[[int], None], first: int, done: int) -> None:
+    update(first + done)
 
 
-def _records(path: Path, images: Path | None, image_column: str | None) -> Sequence[Record]:
-    from eyetune.data.images import is_image_name
-    from eyetune.data.record import Record
-    from eyetune.data.records import Manifest
-
-    if not path.exists() and not is_image_name(path.name):
-        raise DataError(f"no file or folder at {path}.")
-    if path.is_dir():
-        return Manifest.from_images(path).records
-    if path.suffix.lower() in TABLES:
-        # Of a table only the image column matters here; the rest may be of another task.
-        rest = dict.fromkeys(("label_column", "patient_column", "eye_column", "split_column"), "none")
-        found = Manifest.from_table(path, images=images, image_column=image_column, labels_required=False, **rest)
-        return found.records
-    return [Record(image=path, label=None, name=str(path), row=str(path))]
+def _shared(run: Run, chunks: Iterator[tuple[int, list[Record]]] | None) -> Iterator[tuple[int, list[Record]]]:
+    """The chunks of the first process, in every process; `chunks` is None in the others."""
+    while True:
+        own = None if chunks is None else next(chunks, None)
+        shared = run.runtime.gather(own)[0] if run.runtime.processes > 1 else own
+        if shared is None:
+            return
+        yield shared

@@ -1,0 +1,252 @@
+"""What a run says of photographs, a row each: class, probabilities, what to doubt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eyetune.data.loader import Workers, choose_workers, find_faults
+from eyetune.data.quality import read_quality
+from eyetune.data.record import Record
+from eyetune.errors import DataError, RunError, did_you_mean
+from eyetune.heatmaps import choose_method, explain, save_png, side_by_side
+from eyetune.metrics.predictions import PREDICTED, PROBABILITY, Predictions
+from eyetune.metrics.scores import REFERABLE_GRADE, is_graded_dr
+from eyetune.metrics.table import OOD
+from eyetune.predicting.output import Cell
+from eyetune.progress import counted_by, track
+
+if TYPE_CHECKING:
+    from eyetune.metrics.calibration import Calibration
+    from eyetune.metrics.operating import OperatingPoint
+    from eyetune.metrics.strangeness import Strangeness
+    from eyetune.metrics.table import Table
+    from eyetune.train.run import Run
+
+_LONGEST_NAME = 60
+"""Signs of a photograph's name that its heat map keeps."""
+
+FLAGGED = "out_of_distribution"
+"""The column that says whether the `ood` score is above its threshold."""
+
+
+def choose_point(run: Run, calibration: Calibration | None, wanted: str) -> OperatingPoint | None:
+    """The threshold that makes a yes or a no of a photograph; None where the run has none and none was named.
+
+    Args:
+        run: the trained run.
+        calibration: where thresholds are kept.
+        wanted: "specificity" or "sensitivity": that of referable disease for the grades of diabetic retinopathy, of the
+            second class for two; or the name of a point in calibration.json.
+
+    Raises RunError when a point was named and is not there.
+    """
+    points = () if calibration is None else calibration.operating_points
+    if wanted in ("specificity", "sensitivity"):
+        graded = is_graded_dr(run.classes)
+        question = f"grade >= {REFERABLE_GRADE}" if graded else run.classes[1] if len(run.classes) == 2 else None
+        return calibration.point(question, wanted) if calibration is not None and question is not None else None
+    found = next((point for point in points if point.name == wanted), None)
+    if found is None:
+        names = [point.name for point in points]
+        known = f" There are: {'; '.join(names)}." if names else " It has none: they are chosen on labelled validation."
+        raise RunError(
+            f"{run.folder.path} has no operating point {wanted!r}.{did_you_mean(wanted, names)}{known} Or say "
+            "specificity or sensitivity."
+        )
+    return found
+
+
+class Predictor:
+    """Makes rows of records.
+
+    Args:
+        run: the trained run.
+        calibration: makes its probabilities mean what they say; None leaves them as the network gives them.
+        point: the threshold behind the column `referable` or `positive`; None: no such column.
+        quality: look at the quality of each photograph, which costs a second look at its file.
+        mirrored: also predict each photograph mirrored left to right, and take the mean of the logits.
+        heat_maps: folder for a heat map of each photograph.
+        workers: processes that read images, or "auto".
+        batch_size: images in one forward pass.
+
+    Raises UserError when heat maps are wanted of a network that has none.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        calibration: Calibration | None = None,
+        point: OperatingPoint | None = None,
+        quality: bool = False,
+        mirrored: bool = False,
+        heat_maps: Path | None = None,
+        workers: Workers = "auto",
+        batch_size: int = 32,
+    ) -> None:
+        self.run = run
+        self.calibration = calibration
+        self.point = point
+        self.quality = quality
+        self.mirrored = mirrored
+        self.heat_maps = heat_maps
+        self.workers = workers
+        self.batch_size = batch_size
+        if heat_maps is not None:
+            choose_method(run.model)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a row, in order."""
+        found = ["image", *self.run.nothing().told_columns()]
+        found += [] if self.point is None else [self._called]
+        found += [] if self.strangeness is None else [OOD, FLAGGED]
+        found += ["quality"] if self.quality else []
+        found += ["heat_map"] if self.heat_maps is not None else []
+        return [*found, "error"]
+
+    @property
+    def strangeness(self) -> Strangeness | None:
+        """The run's own rule for what is out of distribution; another site's calibration leaves it as it is."""
+        return None if self.run.calibration is None else self.run.calibration.ood
+
+    @property
+    def _called(self) -> str:
+        """The column of the operating point."""
+        assert self.point is not None
+        graded = is_graded_dr(self.run.classes) and self.point.positive == f"grade >= {REFERABLE_GRADE}"
+        return "referable" if graded else "positive"
+
+    def rows(
+        self, records: Sequence[Record], *, first: int = 0, update: Callable[[int], None] = lambda done: None
+    ) -> list[dict[str, Cell]]:
+        """One row a record, in order; a photograph that cannot be read has a row that says why in `error`.
+
+        Args:
+            records: the photographs; each process gives the same.
+            first: the number of the first one among all, for the names of heat maps.
+            update: called with how many of the records are done.
+        """
+        with counted_by(lambda done: update(done // 2)):
+            faults, words = self._look(records)
+        with counted_by(lambda done: update((len(records) + done) // 2)):
+            table, good = self._predict(records, faults)
+        found: list[dict[str, Cell]] = []
+        place = {index: row for row, index in enumerate(good)}
+        maps = self._draw(records, table, good, first) if self.heat_maps is not None else {}
+        for index, record in enumerate(records):
+            row: dict[str, Cell] = dict.fromkeys(self.columns)
+            row |= {"image": record.name, "error": faults[index]}
+            if table is not None and index in place:
+                row |= self._said(table, place[index])
+            if self.quality:
+                row["quality"] = words[index]
+            if index in maps:
+                row["heat_map"] = maps[index]
+            found.append(row)
+        update(len(records))
+        return found
+
+    def _look(self, records: Sequence[Record]) -> tuple[list[str | None], list[tuple[str, ...] | None]]:
+        """What is wrong with each file, None where it can be read; and its quality flags. The processes share it."""
+        runtime = self.run.runtime
+        mine = records[runtime.rank :: runtime.processes]
+        faults: list[str | None] = [None] * len(records)
+        words: list[tuple[str, ...] | None] = [None] * len(records)
+        if self.quality:
+            threads = max(1, choose_workers(self.workers, len(mine), processes=runtime.processes))
+            with ThreadPoolExecutor(threads) as pool:
+                looks = pool.map(lambda record: _look_at(record.image, self.run.settings.bits), mine)
+                seen = list(track(looks, len(mine)))
+        else:
+            seen = [(fault, None) for fault in self._faults(mine)]
+        for rank, part in enumerate(runtime.gather(seen)):
+            faults[rank :: runtime.processes] = [fault for fault, _ in part]
+            words[rank :: runtime.processes] = [flags for _, flags in part]
+        return faults, words
+
+    def _faults(self, records: Sequence[Record]) -> list[str | None]:
+        manifest = self.run.unlabelled(records)
+        return find_faults(manifest, workers=self.workers, cache=self.run.cache, settings=self.run.settings)
+
+    def _predict(self, records: Sequence[Record], faults: list[str | None]) -> tuple[Table | None, list[int]]:
+        """The table of those that can be read, and which they are. A file that has become unreadable since it was
+        looked at gets its fault now."""
+        while good := [index for index, fault in enumerate(faults) if fault is None]:
+            chosen = [records[index] for index in good]
+            try:
+                table: Table = self.run.predictions(
+                    self.run.unlabelled(chosen),
+                    workers=self.workers,
+                    batch_size=self.batch_size,
+                    mirrored=self.mirrored,
+                )
+            except DataError:
+                late = self._faults(chosen)
+                if not any(late):
+                    raise
+                for index, fault in zip(good, late, strict=True):
+                    faults[index] = fault
+            else:
+                if self.calibration is not None and isinstance(table, Predictions):
+                    table = self.calibration.apply(table)
+                return table, good
+        return None, []
+
+    def _said(self, table: Table, row: int) -> dict[str, Cell]:
+        """The cells of one photograph that was predicted."""
+        cells: dict[str, Cell] = {name: _typed(table, name, text) for name, text in table.told(row).items()}
+        if self.point is not None and isinstance(table, Predictions):
+            cells[self._called] = bool(self.point.called(table.probabilities[row][None])[0])
+        if self.strangeness is not None and table.ood is not None:
+            cells[OOD] = float(table.ood[row])
+            cells[FLAGGED] = bool(self.strangeness.flagged(table.ood[row : row + 1])[0])
+        return cells
+
+    def _draw(self, records: Sequence[Record], table: Table | None, good: Sequence[int], first: int) -> dict[int, str]:
+        """A heat map of each photograph that was predicted, for the class it was called; index -> name of its file.
+        The processes share it."""
+        assert self.heat_maps is not None
+        runtime = self.run.runtime
+        names: dict[int, str] = {}
+        for row, index in enumerate(good):
+            record = records[index]
+            stem = re.sub(r"[^\w.-]", "_", Path(record.name).stem)[:_LONGEST_NAME]
+            names[index] = f"{first + index + 1:06d}_{stem}.png"
+            if row % runtime.processes == runtime.rank and table is not None:
+                target = table.said(row)["predicted"] if isinstance(table, Predictions) else None
+                found = explain(self.run, record.image, target=target)
+                save_png(self.heat_maps / names[index], side_by_side(found))
+        runtime.wait()
+        return names
+
+
+def _typed(table: Table, name: str, text: str) -> Cell:
+    """A cell of a table as what it is: the name of a class, a yes or a no, a number."""
+    if name.startswith(PROBABILITY) or table.task == "regression":
+        return float(text)
+    return text == "1" if name.startswith(PREDICTED) else text
+
+
+def _look_at(path: Path, bits: int | None) -> tuple[str | None, tuple[str, ...] | None]:
+    """(what is wrong with a file, its quality flags); one of them is None."""
+    try:
+        return None, read_quality(path, bits=bits).flags
+    except DataError as error:
+        return str(error), None
+
+
+def describe(predictor: Predictor) -> dict[str, Any]:
+    """What the rows depend on beside the photographs, as JSON: to go on with a file needs the same."""
+    run, calibration = predictor.run, predictor.calibration
+    return {
+        "model": run.folder.best_model(),
+        "calibration": None if calibration is None else calibration.to_dict(),
+        "point": None if predictor.point is None else predictor.point.name,
+        "mirrored": predictor.mirrored,
+        "settings": run.settings.to_dict(),
+    }
