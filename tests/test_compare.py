@@ -19,7 +19,8 @@ from eyetune.cli import main
 from eyetune.comparison import results
 from eyetune.comparison.words import heading, sentences
 from eyetune.data.phantom import write_cohort
-from eyetune.metrics import scores as scoring
+from eyetune.metrics import plots
+from eyetune.report import page
 from eyetune.train import results as run_results
 from eyetune.train.task import ClassificationTask
 
@@ -36,11 +37,14 @@ seed: 5
 
 @pytest.fixture(scope="module")
 def few_resamples() -> Iterator[None]:
-    """Intervals and the pictures of a run are tested elsewhere."""
+    """Intervals, the pictures and the report of a run are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_results, "_draw", lambda folder, name, table, found: None)
         patch.setattr(run_results, "trust", lambda table, calibration, val: {})
-        patch.setattr(run_results, "score", functools.partial(scoring.score, resamples=10))
+        patch.setattr(plots, "learning_curves", lambda *arguments, **more: None)
+        patch.setattr(page, "write_report", lambda *arguments, **more: None)
+        for name in ("score", "patient_level"):
+            patch.setattr(run_results, name, functools.partial(getattr(run_results, name), resamples=10))
         patch.setattr(results, "resampled_means", functools.partial(results.resampled_means, resamples=50))
         yield
 
@@ -61,8 +65,9 @@ def run(configuration: Path, out: Path, *words: str) -> int:
 @pytest.fixture(scope="module")
 def compared(configuration: Path, few_resamples: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compared") / "out"
-    elsewhere = f"elsewhere={configuration.parent / 'eyes' / 'labels.csv'}"
-    assert run(configuration, out, "--strategies", "linear,lora", "--seeds", "0,1", "--data", elsewhere) == 0
+    table = configuration.parent / "eyes" / "labels.csv"
+    words = ("--data", f"elsewhere={table}", "--data", f"joined={table}", "--map", "joined=any-dr")
+    assert run(configuration, out, "--strategies", "linear,lora", "--seeds", "0,1", *words) == 0
     return out
 
 
@@ -74,12 +79,12 @@ def content(out: Path) -> dict[str, Any]:
 def test_one_table_of_all_runs(compared: Path) -> None:
     found = content(compared)
     assert (found["status"], found["schema"], found["seeds"]) == ("finished", 1, [0, 1])
-    assert found["datasets"] == ["val", "test", "elsewhere"]
+    assert found["datasets"] == ["val", "test", "elsewhere", "joined"]
     assert found["primary"]["metric"] == "qwk"
     assert [arm["name"] for arm in found["arms"]] == ["linear", "lora"]
     for arm in found["arms"]:
         runs = [json.loads((compared / name / "metrics.json").read_text())["datasets"] for name in arm["cells"]]
-        for dataset in found["datasets"]:
+        for dataset in found["datasets"][:-1]:
             for metric in ("qwk", "auroc_macro", "referable_auroc"):
                 entry = arm["scores"][dataset][metric]
                 each = [one[dataset]["metrics"][metric]["value"] for one in runs]
@@ -92,6 +97,37 @@ def test_one_table_of_all_runs(compared: Path) -> None:
         rows = list(csv.DictReader(stream))
     assert [float(row["test_qwk"]) for row in rows] == [arm["scores"]["test"]["qwk"]["value"] for arm in found["arms"]]
     assert (compared / results.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_joined_classes_are_scored_as_such_and_said(compared: Path) -> None:
+    found = content(compared)
+    assert found["maps"] == {"joined": "any-dr"}
+    assert found["joined"] == {"joined": ["no DR", "any DR"]}
+    (arm, _) = found["arms"]
+    table = et.Predictions.from_csv(compared / arm["cells"][0] / "predictions" / "joined.csv")
+    assert table.classes == ("no DR", "any DR")
+    assert arm["scores"]["joined"]["referable_auroc"]["value"] is None
+    expected = et.Predictions.from_csv(compared / arm["cells"][0] / "predictions" / "elsewhere.csv").targets > 0
+    np.testing.assert_array_equal(table.targets, expected)
+    assert any(warning.startswith("joined: classes were joined to no DR and any DR") for warning in found["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--data", "other=nowhere.csv"), "nowhere.csv"),
+        (("--data", "other={table}", "--map", "other=9:0"), "no meaning for the run"),
+        (("--data", "other={table}", "--map", "other=0:no"), "no class of the run"),
+    ],
+)
+def test_faults_outside_are_told_before_anything_is_trained(
+    configuration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], said: str
+) -> None:
+    table = configuration.parent / "eyes" / "labels.csv"
+    words = [word.format(table=table) for word in more]
+    assert run(configuration, tmp_path / "out", "--strategies", "lora", *words) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_splits_are_the_same_and_the_trainings_are_not(compared: Path) -> None:
@@ -166,7 +202,13 @@ def test_another_configuration_is_refused(
     assert (compared / results.FILE).read_bytes() == before
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_it_goes_on_to_the_same_end(
     configuration: Path,
     compared: Path,
@@ -238,7 +280,7 @@ def test_what_differs_in_words() -> None:
     assert "does not show that they are equal" in alike
     assert heading(test) == (
         "QWK on the test split, 80 images of 40 patients; permutation of patients, p corrected for 3 comparisons "
-        "(Holm):"
+        "(Holm), the intervals not:"
     )
 
 
@@ -246,6 +288,11 @@ def test_of_an_error_less_is_better() -> None:
     (sentence,) = sentences({"metric": "nll", "pairs": [pair("a", "b", 0.3, 0.01)]})
     assert sentence.startswith("b (by 0.300 [0.280, 0.320]")
     assert sentence.endswith("is better than a.")
+
+
+def test_what_answered_alike_is_no_interval_of_nothing() -> None:
+    (sentence,) = sentences({"metric": "qwk", "pairs": [pair("a", "b", 0.0, 1.0, ci=[0.0, 0.0])]})
+    assert sentence == "a and b answered alike, image by image: there was nothing to tell them apart by."
 
 
 def test_what_could_not_be_tested_is_said() -> None:

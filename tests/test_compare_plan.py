@@ -84,6 +84,7 @@ compare:
   seeds: [0, 1]
   budget: own
   datasets: {other: other.csv}
+  maps: {other: {ours: referable}}
 """
     found = plan(table, yaml=yaml)
     arms = {arm.name: found.config(arm) for arm in found.arms}
@@ -94,6 +95,7 @@ compare:
     assert arms["test_vit lora"].adapt.model_dump()["r"] == 16
     assert (arms["test_vit lora"].model.pixels, arms["nano lora"].model.pixels) == (32, None)
     assert (found.seeds, found.budget, found.datasets) == ((0, 1), "own", {"other": "other.csv"})
+    assert found.maps == {"other": {"ours": "referable"}}
     assert "not equal" in found.budget_text()
     chosen = plan(table, "--strategies", "lora", "--seeds", "7", "--lora.r", "3", yaml=yaml)
     assert [(cell.name, cell.config.adapt.model_dump()["r"]) for cell in chosen.cells] == [
@@ -127,7 +129,9 @@ def test_an_equal_budget_is_equal(table: Path) -> None:
         (["--strategies", "lora,full", "--full.r", "3"], "belongs to lora, not to full"),
         (["--strategies", "lora", "--model.weights", "x.pth"], "--backbones"),
         (["--strategies", "lora", "--backbones", "nano=nowhere.pth"], "no file at nowhere.pth"),
-        (["--strategies", "lora", "--data", "elsewhere"], "NAME=TABLE"),
+        (["--strategies", "lora", "--data", "elsewhere"], "--data elsewhere=other.csv"),
+        (["--strategies", "lora", "--data", "a=a.csv", "--data", "a=b.csv"], "two of them are for a"),
+        (["--strategies", "lora", "--data", "there=a.csv", "--map", "their=any-dr"], "Did you mean 'there'"),
         (["--strategies", "lora", "--task.kind", "regression"], "task.kind"),
         (["--strategies"], "needs a value"),
     ],

@@ -26,8 +26,11 @@ from eyetune.flags import parse
 
 Budget = Literal["epochs", "own"]
 
-OPTIONS = ("strategies", "backbones", "seeds", "budget", "data")
-"""The verb's own words; `--data NAME=TABLE` may be repeated, and stands as `datasets` in the file."""
+FILED = {"data": "datasets", "map": "maps"}
+"""Options that may be repeated, NAME=VALUE each, and what the section in the file calls them: a mapping."""
+
+OPTIONS = ("strategies", "backbones", "seeds", "budget", *FILED)
+"""The verb's own words."""
 
 OUT = "runs/comparison"
 """Where a comparison goes when nobody says."""
@@ -75,6 +78,8 @@ class Plan:
     budget: Budget
     datasets: dict[str, str] = field(default_factory=dict)
     """External ones: name -> TABLE[:IMAGES]."""
+    maps: dict[str, Any] = field(default_factory=dict)
+    """What their labels mean, where they are not the classes by name: see eyetune.metrics.labelmap.parse."""
 
     @property
     def arms(self) -> list[Arm]:
@@ -105,10 +110,11 @@ def read_plan(words: Sequence[str]) -> Plan:
     given = parse(rest)
     content = {} if given.positional is None else read_yaml(Path(given.positional))
     section = content.pop("compare", None) or {}
+    known = [FILED.get(name, name) for name in OPTIONS]
     if not isinstance(section, Mapping):
-        raise ConfigError(f"compare: must be a section with {', '.join(OPTIONS)}, got {section!r}")
-    if unknown := [name for name in section if name not in (*OPTIONS[:-1], "datasets")]:
-        hint = did_you_mean(str(unknown[0]), (*OPTIONS[:-1], "datasets"))
+        raise ConfigError(f"compare: must be a section with {', '.join(known)}, got {section!r}")
+    if unknown := [name for name in section if name not in known]:
+        hint = did_you_mean(str(unknown[0]), known)
         raise ConfigError(f"compare.{unknown[0]}: unknown.{hint}")
     strategies = _strategies(own.get("strategies", section.get("strategies")), section.get("strategies"))
     backbones = _backbones(own.get("backbones", section.get("backbones")), content)
@@ -120,7 +126,7 @@ def read_plan(words: Sequence[str]) -> Plan:
     budget = str(own.get("budget", section.get("budget", "epochs")))
     if budget not in get_args(Budget):
         raise ConfigError(f"--budget {budget}: epochs (the same for all) or own (each strategy's).")
-    datasets = own["data"] if "data" in own else section.get("datasets") or {}
+    datasets, maps = _outside(own, section)
     request = _Request(content, flags, cast(Budget, budget), given.positional or "the flags")
     cells = []
     faults: dict[str, None] = {}
@@ -137,7 +143,7 @@ def read_plan(words: Sequence[str]) -> Plan:
     out = Path(str(base.get("out", OUT)))
     if doubled := [name for name in {cell.name for cell in cells} if [c.name for c in cells].count(name) > 1]:
         raise ConfigError(f"two runs would have the folder {doubled[0]}: give one of them another name.")
-    return Plan(tuple(cells), out, seeds, cast(Budget, budget), {str(k): str(v) for k, v in dict(datasets).items()})
+    return Plan(tuple(cells), out, seeds, cast(Budget, budget), datasets, maps)
 
 
 def differing(before: Config, now: Config) -> list[str]:
@@ -168,14 +174,14 @@ def _own_words(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             if not waiting or waiting[0].startswith("--"):
                 raise ConfigError(f"--{name} needs a value, as in --{name} {_EXAMPLES[name]}.")
             text = waiting.pop(0)
-        if name == "data":
-            dataset, equals, table = text.partition("=")
-            if not (dataset and equals and table):
-                raise ConfigError(
-                    f"--data {text}: write NAME=TABLE or NAME=TABLE:IMAGES for an external dataset; the data to train "
-                    "on is --data.table TABLE."
-                )
-            own.setdefault("data", {})[dataset] = table
+        if name in FILED:
+            dataset, equals, value = text.partition("=")
+            if not (dataset and equals and value):
+                more = "" if name == "map" else "; the data to train on is --data.table TABLE"
+                raise ConfigError(f"--{name} {text}: write NAME=…, as in --{name} {_EXAMPLES[name]}{more}.")
+            if dataset in own.setdefault(name, {}):
+                raise ConfigError(f"--{name}: two of them are for {dataset}.")
+            own[name][dataset] = value
         elif name in own:
             raise ConfigError(f"--{name} stands twice: put its values into one list, --{name} {_EXAMPLES[name]}.")
         else:
@@ -189,7 +195,22 @@ _EXAMPLES = {
     "seeds": "0,1,2",
     "budget": "epochs",
     "data": "elsewhere=other.csv:photos",
+    "map": "elsewhere=referable",
 }
+
+
+def _outside(own: Mapping[str, Any], section: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """The external datasets, and what their labels mean: the command line's, or else the file's."""
+    found = []
+    for option, filed in FILED.items():
+        value = own.get(option, section.get(filed)) or {}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"compare.{filed}: a mapping, a line NAME: VALUE for each dataset, got {value!r}.")
+        found.append({str(name): one for name, one in value.items()})
+    tables, maps = found
+    if unknown := [name for name in maps if name not in tables]:
+        raise ConfigError(f"--map {unknown[0]}: no --data is called so.{did_you_mean(unknown[0], tables)}")
+    return {name: str(table) for name, table in tables.items()}, maps
 
 
 def _items(value: Any, what: str) -> dict[str, Any]:

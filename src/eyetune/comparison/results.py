@@ -11,6 +11,8 @@ The content of `comparison.json`::
     split            {"seed", "train": {"images", "patients"}, "val": …, "test": …}; patients null where not known
     datasets         ["val", "test", external …]
     external         {name: "TABLE[:IMAGES]"}
+    maps             {name: label map as it was given}
+    joined           {name: [class, …]}   external datasets for which classes of the runs were joined, and to which
     classes          [name, …]
     primary          {"metric", "higher_is_better", "dataset": "test", "why"}   decided before training
     metrics          ["qwk", …]   the ones under scores
@@ -80,6 +82,8 @@ def started(plan: Plan, cells: Sequence[Mapping[str, Any]], status: str, command
         "split": {"seed": plan.cells[0].config.split_seed},
         "datasets": [],
         "external": plan.datasets,
+        "maps": plan.maps,
+        "joined": {},
         "classes": [],
         "primary": None,
         "metrics": [],
@@ -108,6 +112,8 @@ def finished(plan: Plan, cells: Sequence[Mapping[str, Any]], command: str) -> di
     content["datasets"], content["classes"] = tables.datasets, list(tables.classes)
     content["metrics"] = list(metrics)
     content["split"] |= _split_sizes(first)
+    described = first.read_metrics()["datasets"]
+    content["joined"] = {name: one["classes"] for name, one in described.items() if one.get("merged")}
     content["primary"] = {
         "metric": metrics[0],
         "higher_is_better": METRICS.get(metrics[0]).higher_is_better,
@@ -123,7 +129,7 @@ def finished(plan: Plan, cells: Sequence[Mapping[str, Any]], command: str) -> di
         for metric in dict.fromkeys([metrics[0], second]):
             content["tests"].append(_test(tables, arms, metric, primary=metric == metrics[0]))
         content["sentences"] = sentences(content["tests"][0])
-    content["warnings"] = _warnings(plan, tables, failed, done)
+    content["warnings"] = _warnings(plan, tables, failed, done, content["joined"])
     content["files"] = {"table": TABLE, "picture": PICTURE}
     return content
 
@@ -346,7 +352,11 @@ def _outcome(found: Compared, ci: list[float] | None, each: Sequence[float]) -> 
 
 
 def _warnings(
-    plan: Plan, tables: _Tables, failed: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]]
+    plan: Plan,
+    tables: _Tables,
+    failed: Sequence[Mapping[str, Any]],
+    done: Sequence[Mapping[str, Any]],
+    joined: Mapping[str, Sequence[str]],
 ) -> list[str]:
     found = [f"{cell['name']} failed: {str(cell['error']).splitlines()[0]}" for cell in failed]
     if REFERENCE not in tables.datasets:
@@ -358,6 +368,11 @@ def _warnings(
         )
     first = tables.folders[done[0]["name"]].read_metrics()["datasets"]
     found += [f"{name}: {said}" for name in tables.datasets for said in first.get(name, {}).get("warnings", [])]
+    found += [
+        f"{name}: classes were joined to {listed(classes)}; its scores are of these, another question than that of "
+        f"{REFERENCE}: do not hold the one against the other"
+        for name, classes in joined.items()
+    ]
     if len(plan.seeds) < FEW_SEEDS:
         seeds = "one seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
         found.append(

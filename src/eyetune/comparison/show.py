@@ -129,7 +129,7 @@ def _scores(axes: Axes, content: Mapping[str, Any], datasets: Sequence[str]) -> 
     step = 0.62 / max(len(datasets), 1)
     for number, dataset in enumerate(datasets):
         colour = COLOURS[number % len(COLOURS)]
-        shown = dataset
+        shown = f"{dataset} (classes joined)" if dataset in content["joined"] else dataset
         for row, arm in enumerate(content["arms"]):
             entry = arm["scores"].get(dataset, {}).get(primary, {})
             if entry.get("value") is None:

@@ -12,10 +12,10 @@ _SHORT = {"qwk": "QWK", "auroc_macro": "AUROC", "referable_auroc": "referable AU
 
 def sentences(test: Mapping[str, Any]) -> list[str]:
     """What differs and what does not, by one test of `tests`: a sentence for each arm that others beat, then what no
-    difference was found between, then what could not be tested."""
+    difference was found between, then what answered alike throughout, then what could not be tested."""
     higher = METRICS.get(test["metric"]).higher_is_better
     beaten: dict[str, list[str]] = {}
-    alike, untold = [], []
+    alike, same, untold = [], [], []
     for pair in test["pairs"]:
         if pair["p_holm"] is None:
             untold.append(f"{pair['first']} and {pair['second']} could not be compared: {pair['reason']}.")
@@ -23,6 +23,8 @@ def sentences(test: Mapping[str, Any]) -> list[str]:
             first_wins = (pair["difference"] > 0) == higher
             better, worse = (pair["first"], pair["second"]) if first_wins else (pair["second"], pair["first"])
             beaten.setdefault(worse, []).append(f"{better} (by {_by(pair, positive=True)}{_not_every(pair)})")
+        elif pair["difference"] == 0 and pair["ci"] in ([0, 0], [None, None]):
+            same.append(f"{pair['first']} and {pair['second']}")
         else:
             alike.append(f"{pair['first']} and {pair['second']} ({_by(pair)})")
     found = [
@@ -34,6 +36,7 @@ def sentences(test: Mapping[str, Any]) -> list[str]:
             f"No difference was found between {listed(alike)}. That does not show that they are equal: differences as "
             "large as the ends of these intervals fit the data."
         )
+    found += [f"{pair} answered alike, image by image: there was nothing to tell them apart by." for pair in same]
     return found + untold
 
 
@@ -46,7 +49,7 @@ def heading(test: Mapping[str, Any]) -> str:
         else (f"{test['images']} {unit}")
     )
     count = len(test["pairs"])
-    corrected = f", p corrected for {count} comparisons (Holm)" if count > 1 else ""
+    corrected = f", p corrected for {count} comparisons (Holm), the intervals not" if count > 1 else ""
     return f"{label(test['metric'])} on the {test['dataset']} split, {images}; {test['method']}{corrected}:"
 
 

@@ -18,7 +18,7 @@ from eyetune.files import WRITING_ERRORS, make_folder, write_json, writing_faile
 from eyetune.flags import table_and_images
 from eyetune.interrupt import Interrupted
 from eyetune.terminal import show
-from eyetune.verbs.evaluate import evaluate, open_dataset
+from eyetune.verbs.evaluate import evaluate, open_dataset, open_labelled
 from eyetune.verbs.finetune import check_settings, finetune, prepare_data, resume
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _HELP = """CONFIG.yaml is one for finetune; it may have a section compare: with 
       epochs: train.epochs for all; own: what each strategy says [default: epochs]
   --data NAME=TABLE[:IMAGES]
       An external dataset to score as well; may be repeated.
+  --map NAME=MAP
+      What its labels mean, as in eyetune evaluate; in the file compare.maps.NAME
   --NAME.field VALUE
       For one strategy: --lora.r 16, --full.train.lr 5e-5. Its learning rate is its
       own unless it is given so, or as --train.lr for all.
@@ -69,6 +71,7 @@ def compare(plan: Plan) -> dict[str, Any]:
 
     for arm in plan.arms:
         check_settings(plan.config(arm))
+    check_outside(plan)
     desk = _Desk(plan)
     desk.open()
     with RunDir(plan.out, desk.main).in_use():
@@ -85,6 +88,23 @@ def compare(plan: Plan) -> dict[str, Any]:
                 getattr(interrupt, "signum", SIGINT),
             ) from None
         return desk.conclude()
+
+
+def check_outside(plan: Plan) -> None:
+    """Say what is wrong with the tables and labels of external datasets before anything is trained.
+
+    Raises DataError and ConfigError as eyetune evaluate does.
+    """
+    from eyetune.data.records import open_manifest
+
+    if not plan.datasets:
+        return
+    trained = plan.cells[0].config.data
+    classes = open_manifest(trained).classes
+    for name, word in plan.datasets.items():
+        table, images = table_and_images(word)
+        manifest, labels = open_labelled(trained, classes, table, images, {}, name=name, said=plan.maps.get(name))
+        labels.apply(manifest)
 
 
 class _Desk:
@@ -109,7 +129,10 @@ class _Desk:
             raise RunError(f"{out} holds something that is not a comparison: choose another --out.")
         known = read_json(file) if file.is_file() else {}
         before = {cell.get("name"): cell for cell in known.get("cells", [])}
-        stale = {name for name, table in self.plan.datasets.items() if known.get("external", {}).get(name) != table}
+        asked = {"external": self.plan.datasets, "maps": self.plan.maps}
+        stale = any(
+            known.get(key, {}).get(name) != now.get(name) for key, now in asked.items() for name in asked["external"]
+        )
         faults = []
         for cell in self.plan.cells:
             folder = out / cell.name
@@ -186,7 +209,7 @@ class _Desk:
 
         for name, word in self.plan.datasets.items():
             table, images = table_and_images(word)
-            manifest, labels = open_dataset(run, table, images, {}, name=name)
+            manifest, labels = open_dataset(run, table, images, {}, name=name, said=self.plan.maps.get(name))
             readable = check_readable(manifest, False, cache=run.cache, settings=run.settings)
             evaluate(run, {name: readable}, maps={name: labels})
 

@@ -321,11 +321,26 @@ def open_dataset(
     columns: Mapping[str, str | None],
     *,
     name: str,
-    said: str | None = None,
+    said: Any = None,
 ) -> tuple[Manifest, LabelMap]:
-    """A dataset with its labels as they stand, and what they mean.
+    """A dataset with its labels as they stand, and what they mean for a run: see :func:`open_labelled`."""
+    return open_labelled(run.folder.read_config().data, run.classes, table, images, columns, name=name, said=said)
 
-    A column that is not given is the one trained with, if the table has it.
+
+def open_labelled(
+    trained: DataConfig,
+    classes: tuple[str, ...],
+    table: str,
+    images: Path | None,
+    columns: Mapping[str, str | None],
+    *,
+    name: str,
+    said: Any = None,
+) -> tuple[Manifest, LabelMap]:
+    """A dataset with its labels as they stand, and what they mean in the `classes` of the table `trained` on.
+
+    A column that is not given is the one trained with, if the table has it. `said` is a label map as
+    :func:`eyetune.metrics.labelmap.parse` takes it.
     """
     from eyetune.data.config import DataConfig
     from eyetune.data.labels import AS_THEY_STAND
@@ -333,7 +348,6 @@ def open_dataset(
     from eyetune.data.tables import read_rows
     from eyetune.metrics.labelmap import parse, unstated
 
-    trained = run.folder.read_config().data
     here = read_rows(Path(table))[0] if Path(table).is_file() else []
     chosen = {}
     for field, given in columns.items():
@@ -343,9 +357,9 @@ def open_dataset(
     config = DataConfig(table=table, images=images, split_column="none", **chosen)
     manifest = open_manifest(config, classes=AS_THEY_STAND)
     if said is not None:
-        return manifest, parse(said, run.classes, f"--map {name}")
+        return manifest, parse(said, classes, f"--map {name}")
     both = label_column(trained), label_column(config)
-    return manifest, unstated(manifest, run.classes, name=name, columns=both)
+    return manifest, unstated(manifest, classes, name=name, columns=both)
 
 
 def label_column(config: DataConfig) -> str | None:
