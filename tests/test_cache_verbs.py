@@ -101,6 +101,33 @@ def test_filling_showing_clearing(tmp_path: Path, eyes: Path, capsys: pytest.Cap
     assert "prepared images: 0 (0.0 MiB)" in capsys.readouterr().out
 
 
+def test_filling_for_deep_gray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What --bits prepares is what a run with data.bits reads; and a wrong number is a mistake like any other."""
+    import cv2
+
+    from eyetune.config import Config
+    from eyetune.data.cache import Cache
+    from eyetune.verbs.finetune import prepare_data
+
+    photos = tmp_path / "photos"
+    for number, label in enumerate("abab"):
+        (photos / label).mkdir(parents=True, exist_ok=True)
+        gray = np.linspace(0, 4095, 64 * 64).reshape(64, 64) * (1 - number / 10)
+        cv2.imwrite(str(photos / label / f"{number}.png"), gray.astype(np.uint16))
+    assert main(["data", "cache", str(photos), "--workers", "0"]) == 1  # refused until the bits are said
+    assert "data.bits" in capsys.readouterr().out
+    assert main(["data", "cache", str(photos), "--workers", "0", "--bits", "12"]) == 0
+    config = Config.parse({"data": {"table": str(photos), "bits": 12, "val": 0.25, "test": 0.25}, "workers": 0})
+    cache = Cache.of(config.data)
+    assert cache is not None
+    before = cache.info().counts
+    prepare_data(config, cache)
+    assert cache.info().counts == before
+    for flags in (["--bits", "8"], ["--limit", "0"], ["--limit", "nan"]):
+        assert main(["data", "cache", *flags]) == 2
+        assert "Invalid value" in capsys.readouterr().err
+
+
 def test_embedding_a_configuration(tmp_path: Path, eyes: Path) -> None:
     config = write_config(tmp_path, eyes)
     out = tmp_path / "features.safetensors"

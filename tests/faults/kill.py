@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from toy import PHASES, STRATEGIES, Toy
+from toy import PHASES, STRATEGIES, Child, Toy
 
 #: What changes names or contents on the disk.
 CALLS = ["write", "pwrite64", "writev", "fsync", "fdatasync", "ftruncate"]
@@ -34,41 +34,90 @@ CALLS += ["rename", "renameat", "renameat2", "link", "unlink", "unlinkat", "mkdi
 OPENING = "openat"
 
 
-def moments(toy: Toy, tries: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
-    """Kill at random moments, as many in each phase; returns kills a phase, and what was wrong afterwards."""
-    rng = random.Random(seed)
-    killed: Counter[str] = Counter()
-    faults: list[str] = []
-    phases = [phase for phase in PHASES if phase != "between"]
-    for number in range(tries):
-        out = toy.folder / f"moment{number}"
-        wanted = phases[number % len(phases)]
-        entry = rng.randint(1, toy.entries[wanted])
-        child = toy.start(out)
-        code = None
-        while code is None and toy.watcher.entries(wanted) < entry:
-            code = child.poll()
-            time.sleep(0.0005)
-        if code is None:
-            time.sleep(rng.random() * toy.durations[wanted])
-            code = child.kill()
-            where = toy.watcher.phase
-        if code == -signal.SIGKILL:
-            killed[where] += 1
-        faults += [f"{number}: {fault}" for fault in aftermath(toy, out)]
-    return killed, faults
+class Moments:
+    """Kills at random moments of every phase of one strategy's run.
+
+    A run is killed once in each phase, in the order of the story, going on in between; then it has to end like one that
+    was never disturbed. An epoch is drawn for training, validating and saving, and which of them comes first.
+    """
+
+    def __init__(self, toy: Toy, quota: int, seed: int = 0) -> None:
+        self.toy = toy
+        self.quota = quota
+        self.rng = random.Random(seed)
+        #: For every phase the seconds that a run spends in it, each time it comes there.
+        self.stretches: dict[str, list[float]] = {}
+        for phase, seconds in toy.stretches:
+            self.stretches.setdefault(phase, []).append(seconds)
+        self.killed: Counter[str] = Counter()
+        self.runs = 0
+        self.faults: list[str] = []
+
+    def step(self) -> bool:
+        """One run with all its kills; False when every phase has its quota.
+
+        A phase may last a millisecond: a kill that comes too late counts where it fell, and there are up to three times
+        as many runs as the quota to make up for it.
+        """
+        if self.runs == 3 * self.quota or all(self.killed[phase] >= self.quota for phase in self.stretches):
+            return False
+        out = self.toy.folder / f"moments{self.runs}"
+        self.runs += 1
+        child = self.toy.start(out)
+        for phase, epoch in self._plan():
+            place = self._draw(phase) if epoch is None else max(0, epoch - self.toy.saved(out))
+            code = self._kill(child, phase, place)
+            if code == -signal.SIGKILL:
+                self.killed[self.toy.watcher.phase] += 1
+            elif code:
+                self.faults.append(f"{out.name}, {phase}: going on left with {code}, see {out}.log")
+            if lost := self.toy.lost(out):
+                self.faults.append(f"{out.name}, {phase}: {lost}")
+            child = self.toy.go_on(out)
+        child.wait()
+        self.faults += [f"{out.name}: {fault}" for fault in aftermath(self.toy, out)]
+        return True
+
+    def _plan(self) -> list[tuple[str, int | None]]:
+        """The phases to be killed in, and the epoch (from 0) where there is one for each."""
+        early, late = ["reading", "building", "describing", "computing"], ["predicting", "scoring", "writing"]
+        middle = self.rng.sample(["training", "validating", "saving"], 3)
+        epochs = sorted(self.rng.randrange(len(self.stretches["training"])) for _ in middle)
+        plan: list[tuple[str, int | None]] = [(phase, None) for phase in early]
+        plan += [*zip(middle, epochs, strict=True), *((phase, None) for phase in late)]
+        plan.insert(self.rng.randint(0, len(plan)), ("between", None))
+        return [(phase, epoch) for phase, epoch in plan if self.killed[phase] < self.quota and phase in self.stretches]
+
+    def _draw(self, phase: str) -> int:
+        """The how manieth time in `phase` (from 0) a random moment of it falls into."""
+        seconds = self.stretches[phase]
+        return self.rng.choices(range(len(seconds)), seconds)[0]
+
+    def _kill(self, child: Child, phase: str, place: int) -> int:
+        """Kill while the child is in `phase` for the `place`th time (from 0), if it ever is; its exit code."""
+        while (code := child.poll()) is None and self.toy.watcher.entries(phase) <= place:
+            time.sleep(0.0002)
+        if code is not None:
+            return code
+        seconds = self.stretches[phase]
+        # A little longer than it took: a busy machine may be slower now.
+        time.sleep(1.2 * self.rng.random() * seconds[min(place, len(seconds) - 1)])
+        return child.kill()
+
+    def row(self) -> str:
+        """What was done, as a row of a table."""
+        where = ", ".join(f"{phase} {self.killed[phase]}" for phase in PHASES if phase in self.stretches)
+        return f"| {self.toy.kind} | {self.runs} | {self.killed.total()}: {where} | {len(self.faults)} |"
 
 
 def aftermath(toy: Toy, out: Path) -> list[str]:
     """Go on with a run that was killed, and say what is wrong; the folder is removed where nothing is."""
-    lost = toy.lost(out) if (out / "config.yaml").is_file() else None
-    code = toy.go_on(out)
+    lost = toy.lost(out)
+    code = toy.go_on(out).wait()
     faults = [lost] if lost else []
-    faults += toy.faults(out) if code == 0 else [f"resuming left with {code}, see {out}.resumed.log"]
+    faults += toy.faults(out) if code == 0 else [f"resuming left with {code}, see {out}.log"]
     if not faults:
-        shutil.rmtree(out)
-        for log in out.parent.glob(f"{out.name}.*log"):
-            log.unlink()
+        toy.clear(out)
     return faults
 
 
@@ -79,7 +128,10 @@ def calls(toy: Toy, commit: int, only: Callable[[int], bool] = lambda number: Tr
     """
     out = toy.folder / f"save{commit}"
     kills, faults = 0, []
-    for number, (call, nth) in enumerate(points(toy, out, commit)):
+    places = points(toy, out, commit)
+    for number, (call, nth) in enumerate(places):
+        if number % 50 == 0:  # it takes long: how far it is
+            print(f"{toy.kind}: {number} of {len(places)} calls, {kills} kills, {len(faults)} faults", flush=True)
         if only(number):
             kills += traced(toy, out, commit, injecting(call, nth, "signal=KILL")) == -signal.SIGKILL
             faults += [f"save {commit}, {call} {nth}: {fault}" for fault in aftermath(toy, out)]
@@ -93,7 +145,7 @@ def points(toy: Toy, out: Path, commit: int) -> list[tuple[str, int]]:
     code = traced(toy, out, commit, ["-y", "-o", str(trace), "-e", f"trace={','.join([OPENING, *CALLS])}"])
     assert code == 0, f"the traced run left with {code}"
     assert not toy.faults(out)
-    shutil.rmtree(out)
+    toy.clear(out)
     seen: Counter[str] = Counter()
     found = []
     for line in trace.read_text().splitlines():
@@ -131,9 +183,7 @@ def traced(toy: Toy, out: Path, commit: int, options: list[str]) -> int:
 
         loop._Trainer._commit = paused  # type: ignore[method-assign,assignment]
 
-    shutil.rmtree(out, ignore_errors=True)
-    for log in out.parent.glob(f"{out.name}.*log"):
-        log.unlink()
+    toy.clear(out)
     child = toy.start(out, pause)
     while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         time.sleep(0.001)
@@ -152,34 +202,37 @@ def traced(toy: Toy, out: Path, commit: int, options: list[str]) -> int:
 def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("moments", "calls"))
-    parser.add_argument("--tries", type=int, default=100, help="moments a strategy")
+    parser.add_argument("--tries", type=int, default=100, help="moments: how many in each phase of a strategy")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
-    parser.add_argument("--saves", nargs="+", type=int, default=[1, 2, 3], help="calls: from which save on")
+    parser.add_argument("--saves", nargs="+", type=int, default=[1], help="calls: from which save on, to the end")
     parser.add_argument("--every", type=int, default=1, help="calls: only every so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path)
     chosen = parser.parse_args()
     work = chosen.work or Path(tempfile.mkdtemp(prefix="eyetune-kill-"))
+    toys = [Toy(work, kind) for kind in chosen.strategies]
     wrong: list[str] = []
     rows = []
-    for kind in chosen.strategies:
-        toy = Toy(work, kind)
-        start = time.monotonic()
-        if chosen.what == "moments":
-            killed, faults = moments(toy, chosen.tries, chosen.seed)
-            where = ", ".join(f"{phase} {killed[phase]}" for phase in PHASES if killed[phase])
-            rows.append((kind, sum(killed.values()), where, len(faults), time.monotonic() - start))
-        else:
+    if chosen.what == "moments":
+        under_way = everything = [Moments(toy, chosen.tries, chosen.seed) for toy in toys]
+        tries = 0
+        while under_way:
+            under_way = [moments for moments in under_way if moments.step()]
+            tries += 1
+            if tries % 5 == 0:  # it takes an hour: what is known so far
+                print("\n".join(moments.row() for moments in everything), flush=True)
+        wrong = [f"{moments.toy.kind} {fault}" for moments in everything for fault in moments.faults]
+        head = "| strategy | runs | kills | faults |\n|---|---|---|---|"
+        rows = [moments.row() for moments in everything]
+    else:
+        head = "| strategy | before every call from save | kills | faults |\n|---|---|---|---|"
+        for toy in toys:
             for save in chosen.saves:
                 kills, faults = calls(toy, save, lambda number: number % chosen.every == 0)
-                rows.append((kind, kills, f"from save {save} on", len(faults), time.monotonic() - start))
-                wrong += [f"{kind}: {fault}" for fault in faults]
-            faults = []
-        wrong += [f"{kind}: {fault}" for fault in faults]
-        print("\n".join(wrong), flush=True)
-    print("| strategy | kills | where | faults | seconds |\n|---|---|---|---|---|")
-    for kind, kills, where, count_, seconds in rows:
-        print(f"| {kind} | {kills} | {where} | {count_} | {seconds:.0f} |")
+                rows.append(f"| {toy.kind} | {save} | {kills} | {len(faults)} |")
+                print(rows[-1], *faults, sep="\n", flush=True)
+                wrong += [f"{toy.kind}: {fault}" for fault in faults]
+    print(head, *rows, *wrong, sep="\n")
     if not wrong and chosen.work is None:
         shutil.rmtree(work)
     return 1 if wrong else 0

@@ -6,12 +6,15 @@ not the imports. Children are killed without ceremony: nothing in them may matte
 
 from __future__ import annotations
 
+import atexit
+import functools
+import gc
 import hashlib
 import json
 import mmap
 import os
+import shutil
 import signal
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,15 +25,18 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib.figure
+import numpy as np
 import peft  # noqa: F401 - imported once, for all children
 import sklearn.metrics  # noqa: F401
-import timm
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
+from eyetune.adapt.lora import Lora
+from eyetune.backbones import find_spec
 from eyetune.cli import main
 from eyetune.data.phantom import write_cohort
+from eyetune.errors import UserError
 from eyetune.metrics import plots, scores  # noqa: F401
 from eyetune.train import loop, results
 from eyetune.train.rundir import RunDir
@@ -38,9 +44,21 @@ from eyetune.train.task import ClassificationTask
 from eyetune.verbs import finetune
 
 torch.set_num_threads(1)
-timm.create_model("test_vit", img_size=32)
-# Drawing is four fifths of so small a run, and its bytes are not compared: a plot is a file of the right name here.
-matplotlib.figure.Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"plot")  # type: ignore[method-assign,assignment]
+find_spec("test_vit").preprocess_at(32)
+gc.freeze()  # the children would go through all of it, and copy it
+atexit.register(gc.unfreeze)
+
+
+def blank(*given: Any, **_: Any) -> None:
+    """A plot of the right name, with nothing on it: drawing would be most of so small a run."""
+    path = next(one for one in given if isinstance(one, Path))
+    plots.save_figure(matplotlib.figure.Figure(figsize=(1, 1)), path)
+
+
+for drawing in ("confusion_matrix", "roc", "learning_curves"):
+    setattr(plots, drawing, blank)
+# Of resampling a kill sees nothing but the time it takes.
+results.score = functools.partial(results.score, resamples=20)  # type: ignore[assignment]
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "linear": {"adapt": {"kind": "linear"}, "augment": "none"},
@@ -49,8 +67,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "lora": {"adapt": {"kind": "lora", "r": 2}},
 }
 
-#: The story of a run, in the order in which it is told. What is not inside one of the others is "between".
-PHASES = ("between", "reading", "describing", "training", "validating", "saving", "predicting", "scoring", "writing")
+#: The story of a run, in the order in which it is told; "computing" (features, once) exists for linear only. What is
+#: not inside one of the others is "between".
+PHASES = ("between", "reading", "building", "describing", "computing", "training", "validating", "saving")
+PHASES += ("predicting", "scoring", "writing")
+
+#: Changes of phase that a watcher has room for.
+CHANGES = 512
 
 
 class Child:
@@ -93,36 +116,47 @@ class Child:
 
 
 class Watcher:
-    """What phase a child is in, and how often it was there: shared memory that the child's wrapped functions write."""
+    """What phase a child is in, and how it came there: shared memory that the child's wrapped functions write."""
 
     def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, len(PHASES) + 1)
-        self.seconds = mmap.mmap(-1, 8 * len(PHASES))
+        memory = mmap.mmap(-1, 8 * (1 + 2 * CHANGES))
+        #: How often the phase changed; then of every change the new phase and the time.
+        self.count = np.frombuffer(memory, np.int64, 1)
+        self.story = np.frombuffer(memory, np.float64, 2 * CHANGES, offset=8).reshape(CHANGES, 2)
+        self.reset()
+
+    def reset(self) -> None:
+        """Before another child."""
+        self.count[0] = 0
+        self._change(PHASES.index("between"))
+
+    def _change(self, phase: int) -> None:
+        self.story[self.count[0]] = phase, time.monotonic()
+        self.count[0] += 1
 
     @contextmanager
     def inside(self, phase: str) -> Iterator[None]:
         """In the child: the phase while the block runs."""
-        before = self.memory[0]
-        number = PHASES.index(phase)
-        self.memory[0] = number
-        self.memory[1 + number] = (self.memory[1 + number] + 1) % 256
-        start = time.monotonic()
+        before = PHASES.index(self.phase)
+        self._change(PHASES.index(phase))
         try:
             yield
         finally:
-            self.memory[0] = before
-            self.seconds[8 * number : 8 * number + 8] = struct.pack("d", time.monotonic() - start)
+            self._change(before)
 
     def wrap(self) -> None:
         """In the child: note the phases of the run to come."""
         for owner, name, phase in (
             (finetune, "prepare_data", "reading"),
+            (finetune, "build_model", "building"),
             (finetune._Job, "describe", "describing"),
+            (loop, "compute_once", "computing"),
             (loop, "train_epoch", "training"),
             (ClassificationTask, "validate", "validating"),
             (loop._Trainer, "_commit", "saving"),
             (finetune._Job, "score", "predicting"),
             (results, "add_scores", "scoring"),
+            (Lora, "write_artifacts", "writing"),
             (plots, "learning_curves", "writing"),
         ):
             setattr(owner, name, self._noting(getattr(owner, name), phase))
@@ -137,26 +171,24 @@ class Watcher:
     @property
     def phase(self) -> str:
         """Where the child is, or was when it died."""
-        return PHASES[self.memory[0]]
+        return PHASES[int(self.story[self.count[0] - 1, 0])]
 
     def entries(self, phase: str) -> int:
-        """How often it came to a phase."""
-        return self.memory[1 + PHASES.index(phase)]
+        """How often it came to a phase, or back to it."""
+        return int((self.story[: self.count[0], 0] == PHASES.index(phase)).sum())
 
-    def duration(self, phase: str) -> float:
-        """Seconds the child was in a phase the last time."""
-        place = 8 * PHASES.index(phase)
-        return float(struct.unpack("d", self.seconds[place : place + 8])[0])
-
-    def reset(self) -> None:
-        """Before another child."""
-        self.memory[:] = bytes(len(self.memory))
+    def stretches(self, end: float) -> list[tuple[str, float]]:
+        """After a run that ended at `end`: every phase it went through, one after the other, and its seconds."""
+        phases, times = self.story[: self.count[0]].T
+        seconds = np.diff(np.append(times, end))
+        return [(PHASES[int(phase)], float(length)) for phase, length in zip(phases, seconds, strict=True)]
 
 
 class Toy:
     """One strategy's configuration, its uninterrupted run, and tries at it in folders of their own."""
 
     def __init__(self, folder: Path, kind: str, *, epochs: int = 3) -> None:
+        self.kind = kind
         self.folder = folder / kind
         self.folder.mkdir(parents=True, exist_ok=True)
         eyes = folder / "eyes"
@@ -170,7 +202,6 @@ class Toy:
                 "label_column": "dr_grade",
                 "val": 0.25,
                 "test": 0.25,
-                "cache": str(folder / "cache"),
             },
             "adapt": settings["adapt"],
             "train": {"epochs": epochs, "batch_size": 4, "warmup_epochs": 0, **settings.get("train", {})},
@@ -188,26 +219,38 @@ class Toy:
         code = self.start(self.whole).wait()
         self.seconds = time.monotonic() - started
         assert code == 0, (self.folder / "whole.log").read_text()
-        self.entries = {phase: self.watcher.entries(phase) for phase in PHASES}
-        self.durations = {phase: self.watcher.duration(phase) for phase in PHASES}
+        #: What a run goes through, see Watcher.stretches.
+        self.stretches = self.watcher.stretches(started + self.seconds)
         self.expected = digest(self.whole)
+
+    def words(self, out: Path) -> list[str]:
+        """The command line of a run, which has a cache of its own: all is done as if for the first time."""
+        return ["finetune", str(self.config), "--out", str(out), "--data.cache", f"{out}.cache"]
 
     def start(self, out: Path, prepare: Callable[[], None] = lambda: None, log: Path | None = None) -> Child:
         """Begin a run in a child."""
+        return self._child(self.words(out), log or out.with_suffix(".log"), prepare)
 
+    def _child(self, words: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> Child:
         def both() -> None:
             self.watcher.wrap()
             prepare()
 
         self.watcher.reset()
-        return Child(["finetune", str(self.config), "--out", str(out)], log or out.with_suffix(".log"), both)
+        return Child(words, log, both)
 
-    def go_on(self, out: Path) -> int:
-        """Resume a run that ended too early, or begin it anew where it says that nothing was begun; the exit code."""
-        log = out.with_suffix(".resumed.log")
-        if not (out / "config.yaml").is_file():
-            return Child(["finetune", str(self.config), "--out", str(out)], log).wait()
-        return Child(["finetune", "--resume", str(out)], log).wait()
+    def clear(self, out: Path) -> None:
+        """Remove a run and what lies beside it."""
+        for folder in (out, Path(f"{out}.cache")):
+            shutil.rmtree(folder, ignore_errors=True)
+        for log in out.parent.glob(f"{out.name}.*log"):
+            log.unlink()
+
+    def go_on(self, out: Path) -> Child:
+        """Resume a run that ended too early, or begin it anew where it says that nothing was begun."""
+        begun = (out / "config.yaml").is_file()
+        words = ["finetune", "--resume", str(out)] if begun else self.words(out)
+        return self._child(words, out.with_suffix(".log"))
 
     def faults(self, out: Path) -> list[str]:
         """What differs from the uninterrupted run; empty when nothing does."""
@@ -219,14 +262,21 @@ class Toy:
         return [f"{name} differs" for name in names if found.get(name) != self.expected.get(name)]
 
     def lost(self, out: Path) -> str | None:
-        """An epoch that was announced and is not in the last checkpoint; None when there is none."""
+        """An epoch that was announced and is not in the last checkpoint; None when all is there."""
         log = out.with_suffix(".log").read_text() if out.with_suffix(".log").is_file() else ""
         announced = max([int(line.split("/")[0].split()[1]) for line in log.splitlines() if is_row(line)], default=0)
-        last = RunDir(out).load_last()
-        saved = last.state["epochs_done"] if last is not None else 0
+        saved = self.saved(out)
         return (
             f"epoch {announced} was announced, the last checkpoint is of epoch {saved}" if saved < announced else None
         )
+
+    def saved(self, out: Path) -> int:
+        """How many epochs the last checkpoint has; -1 where it cannot be read."""
+        try:
+            last = RunDir(out).load_last()
+        except UserError:
+            return -1
+        return last.state["epochs_done"] if last is not None else 0
 
 
 def is_row(line: str) -> bool:

@@ -6,7 +6,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from eyetune.data.config import Contrast, DataConfig, Fit
 from eyetune.errors import DataError, UserError, listing
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     from eyetune.data.cache import Cache
 
 PROBLEMS_FOUND = 1
+
+#: As data.bits and data.cache_limit of the configuration.
+Bits = Annotated[int, Parameter(validator=Number(gte=9, lte=16))]
+Limit = Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))]
 
 
 def synth(
@@ -147,8 +154,9 @@ def cache(
     crop: bool = True,
     contrast: Contrast = "none",
     fit: Fit | None = None,
+    bits: Bits | None = None,
     folder: Path | None = None,
-    limit: float = 50.0,
+    limit: Limit = 50.0,
     workers: Workers = "auto",
     info: Switch = False,
     clear: Switch = False,
@@ -166,6 +174,7 @@ def cache(
         crop: Crop to the field of view.
         contrast: none, clahe or ben-graham.
         fit: pad or squash (default: as the backbone was trained).
+        bits: Bits that gray images of more than 8 bits use, 9 to 16 (default: what the file says, else 16).
         folder: The cache folder (default: the user's).
         limit: GiB the cache may take.
         workers: Files at a time; auto chooses by the number of processors.
@@ -190,6 +199,7 @@ def cache(
             crop=crop,
             contrast=contrast,
             fit=fit,
+            bits=bits,
             **dict.fromkeys(("label_column", "patient_column", "eye_column", "split_column"), "none"),
         )
         unreadable += _prepare(config, kept, backbone, pixels, workers)
