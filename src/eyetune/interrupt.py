@@ -27,11 +27,13 @@ class Interrupted(KeyboardInterrupt):
     Args:
         text: what is kept, and how to go on.
         signum: the signal that said so.
+        again: whether it was said for a second time: end at once, wherever that is.
     """
 
-    def __init__(self, text: str = "", signum: int = signal.SIGINT) -> None:
+    def __init__(self, text: str = "", signum: int = signal.SIGINT, again: bool = False) -> None:
         super().__init__(text)
         self.signum = signum
+        self.again = again
 
 
 class _Wish:
@@ -81,8 +83,21 @@ def deferred() -> Iterator[None]:
         _Wish.deferring = outer
 
 
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Inside :func:`deferred`: what was noted, and a signal from now on, raises at once."""
+    outer, _Wish.deferring = _Wish.deferring, False
+    try:
+        if pending():
+            raise obey("")
+        yield
+    finally:
+        _Wish.deferring = outer
+
+
 def _handle(signum: int, frame: FrameType | None) -> None:
     now = time.monotonic()
+    again = _Wish.first is not None
     if _Wish.first is None:
         _Wish.first = now
         _Wish.signum = signum
@@ -92,5 +107,5 @@ def _handle(signum: int, frame: FrameType | None) -> None:
             return
     elif now - _Wish.first < ONE_WISH:
         return
-    _Wish.signum = signum
-    raise obey("")
+    _Wish.signum = None
+    raise Interrupted("", signum, again)

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from toy import PHASES, STRATEGIES, Child, Toy
+from toy import PHASES, STRATEGIES, Toy
 
 #: What changes names or contents on the disk.
 CALLS = ["write", "pwrite64", "writev", "fsync", "fdatasync", "ftruncate"]
@@ -63,18 +63,19 @@ class Moments:
             return False
         out = self.toy.folder / f"moments{self.runs}"
         self.runs += 1
-        child = self.toy.start(out)
+        go_on = self.toy.start
         for phase, epoch in self._plan():
             place = self._draw(phase) if epoch is None else max(0, epoch - self.toy.saved(out))
-            code = self._kill(child, phase, place)
+            seconds = self.stretches[phase]
+            moment = self.rng.random() * seconds[min(place, len(seconds) - 1)]
+            code = go_on(out, aim=(phase, place, moment)).wait()
             if code == -signal.SIGKILL:
                 self.killed[self.toy.watcher.phase] += 1
             elif code:
                 self.faults.append(f"{out.name}, {phase}: going on left with {code}, see {out}.log")
             if lost := self.toy.lost(out):
                 self.faults.append(f"{out.name}, {phase}: {lost}")
-            child = self.toy.go_on(out)
-        child.wait()
+            go_on = self.toy.go_on
         self.faults += [f"{out.name}: {fault}" for fault in aftermath(self.toy, out)]
         return True
 
@@ -92,17 +93,6 @@ class Moments:
         """The how manieth time in `phase` (from 0) a random moment of it falls into."""
         seconds = self.stretches[phase]
         return self.rng.choices(range(len(seconds)), seconds)[0]
-
-    def _kill(self, child: Child, phase: str, place: int) -> int:
-        """Kill while the child is in `phase` for the `place`th time (from 0), if it ever is; its exit code."""
-        while (code := child.poll()) is None and self.toy.watcher.entries(phase) <= place:
-            time.sleep(0.0002)
-        if code is not None:
-            return code
-        seconds = self.stretches[phase]
-        # A little longer than it took: a busy machine may be slower now.
-        time.sleep(1.2 * self.rng.random() * seconds[min(place, len(seconds) - 1)])
-        return child.kill()
 
     def row(self) -> str:
         """What was done, as a row of a table."""

@@ -7,6 +7,7 @@ not the imports. Children are killed without ceremony: nothing in them may matte
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import gc
 import hashlib
@@ -115,6 +116,29 @@ class Child:
         return self.wait()
 
 
+def kill_me_in(seconds: float) -> None:
+    """Have the kernel send SIGKILL to this process: to the microsecond, however busy the machine is."""
+
+    class Event(ctypes.Structure):  # sigevent of signal.h
+        _fields_ = (
+            ("value", ctypes.c_void_p),
+            ("signal", ctypes.c_int),
+            ("notify", ctypes.c_int),
+            ("_", 12 * ctypes.c_int),
+        )
+
+    class Timing(ctypes.Structure):  # itimerspec of time.h
+        _fields_ = (("every", 2 * ctypes.c_long), ("after", 2 * ctypes.c_long))
+
+    libc, timer = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
+    event = Event(None, signal.SIGKILL, 0)  # SIGEV_SIGNAL
+    timing = Timing((0, 0), (int(seconds), max(1, int(seconds % 1 * 1e9))))
+    if libc.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) or libc.timer_settime(
+        timer, 0, ctypes.byref(timing), None
+    ):
+        raise OSError(ctypes.get_errno(), "no timer")
+
+
 class Watcher:
     """What phase a child is in, and how it came there: shared memory that the child's wrapped functions write."""
 
@@ -125,14 +149,18 @@ class Watcher:
         self.story = np.frombuffer(memory, np.float64, 2 * CHANGES, offset=8).reshape(CHANGES, 2)
         self.reset()
 
-    def reset(self) -> None:
-        """Before another child."""
+    def reset(self, aim: tuple[str, int, float] | None = None) -> None:
+        """Before another child; with an `aim`, it is killed in a phase, the nth time (from 0) it comes there, some
+        seconds later."""
+        self.aim = aim
         self.count[0] = 0
-        self._change(PHASES.index("between"))
 
     def _change(self, phase: int) -> None:
+        place = self.entries(PHASES[phase])
         self.story[self.count[0]] = phase, time.monotonic()
         self.count[0] += 1
+        if self.aim is not None and self.aim[:2] == (PHASES[phase], place):
+            kill_me_in(self.aim[2])
 
     @contextmanager
     def inside(self, phase: str) -> Iterator[None]:
@@ -146,6 +174,7 @@ class Watcher:
 
     def wrap(self) -> None:
         """In the child: note the phases of the run to come."""
+        self._change(PHASES.index("between"))
         for owner, name, phase in (
             (finetune, "prepare_data", "reading"),
             (finetune, "build_model", "building"),
@@ -227,16 +256,24 @@ class Toy:
         """The command line of a run, which has a cache of its own: all is done as if for the first time."""
         return ["finetune", str(self.config), "--out", str(out), "--data.cache", f"{out}.cache"]
 
-    def start(self, out: Path, prepare: Callable[[], None] = lambda: None, log: Path | None = None) -> Child:
-        """Begin a run in a child."""
-        return self._child(self.words(out), log or out.with_suffix(".log"), prepare)
+    def start(
+        self,
+        out: Path,
+        prepare: Callable[[], None] = lambda: None,
+        log: Path | None = None,
+        aim: tuple[str, int, float] | None = None,
+    ) -> Child:
+        """Begin a run in a child; for `aim` see Watcher.reset."""
+        return self._child(self.words(out), log or out.with_suffix(".log"), prepare, aim)
 
-    def _child(self, words: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> Child:
+    def _child(
+        self, words: list[str], log: Path, prepare: Callable[[], None], aim: tuple[str, int, float] | None
+    ) -> Child:
         def both() -> None:
             self.watcher.wrap()
             prepare()
 
-        self.watcher.reset()
+        self.watcher.reset(aim)
         return Child(words, log, both)
 
     def clear(self, out: Path) -> None:
@@ -246,11 +283,11 @@ class Toy:
         for log in out.parent.glob(f"{out.name}.*log"):
             log.unlink()
 
-    def go_on(self, out: Path) -> Child:
+    def go_on(self, out: Path, aim: tuple[str, int, float] | None = None) -> Child:
         """Resume a run that ended too early, or begin it anew where it says that nothing was begun."""
         begun = (out / "config.yaml").is_file()
         words = ["finetune", "--resume", str(out)] if begun else self.words(out)
-        return self._child(words, out.with_suffix(".log"))
+        return self._child(words, out.with_suffix(".log"), lambda: None, aim)
 
     def faults(self, out: Path) -> list[str]:
         """What differs from the uninterrupted run; empty when nothing does."""

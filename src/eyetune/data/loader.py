@@ -8,9 +8,12 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -242,18 +245,58 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
-        _WORKERS.update(getattr(batches, "_workers", ()))
-        while True:
-            with _one_thread() if self.num_workers == 0 else contextlib.nullcontext():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            if "error" in batch:
-                # End the workers now: left to the collector, in any order, they are waited for in vain for seconds.
+        workers = getattr(batches, "_workers", ())
+        _WORKERS.update(workers)
+        refused = None
+        try:
+            while refused is None:
+                with _one_thread() if self.num_workers == 0 else contextlib.nullcontext():
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                refused = batch.get("error")
+                if refused is None:
+                    yield {name: torch.as_tensor(values) for name, values in batch.items()}
+        except (OSError, EOFError) as error:
+            # A batch was on its way from a process that is just dying.
+            ended = wait([worker.sentinel for worker in workers], timeout=2)
+            for worker in workers:
+                if worker.sentinel in ended:
+                    worker.join()
+            if not _a_death(workers):
+                raise
+            raise ReaderDied(error) from error
+        finally:
+            # End the workers now: left to the collector, in any order, they are waited for in vain for seconds. Where
+            # one has died, the others are of no use.
+            if refused is not None or _a_death(workers):
                 self._iterator = None
                 del batches
-                raise DataError(batch["error"])
-            yield {name: torch.as_tensor(values) for name, values in batch.items()}
+        raise DataError(refused)
+
+
+class ReaderDied(UserError):
+    """A process that reads images is gone; `error` is how that was found out.
+
+    The other readers end here, too, however long somebody keeps the error: a loader's processes end when nobody has its
+    iterator any more, and the traceback has it (a notebook keeps the last one).
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        said = str(error).split(". ", maxsplit=1)[0].rstrip(".")
+        super().__init__(
+            "a process that reads images has died, most often because memory ran out. Use fewer of them "
+            f"(--workers 2, or 0), or a machine with more memory.\n  ({said})"
+        )
+        link: BaseException | None = error
+        while link is not None:
+            traceback.clear_frames(link.__traceback__)
+            link = link.__context__
+
+
+def _a_death(workers: Sequence[BaseProcess]) -> bool:
+    """Whether one of the processes has ended otherwise than it should."""
+    return any(worker.exitcode for worker in workers)
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

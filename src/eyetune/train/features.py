@@ -17,7 +17,7 @@ from eyetune.data.cache import content_key
 from eyetune.data.loader import EpochBatches, Loader
 from eyetune.data.store import Item, Kind
 from eyetune.progress import meter
-from eyetune.train.task import Batch
+from eyetune.train.task import SMALLER_FORWARD, Batch, enough_memory
 
 if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
@@ -103,7 +103,7 @@ def backbone_features(
     """Features of every image of `loader`, in the manifest's order: float32[max(1, views), N, width], on the CPU.
 
     What the loader's cache has is not computed again; what is computed goes there. With several processes each computes
-    a part and all have the whole. Puts the backbone into eval mode.
+    a part and all have the whole. Puts the backbone into eval mode. Raises UserError as :func:`enough_memory` does.
 
     Args:
         backbone: on the device.
@@ -124,7 +124,7 @@ def backbone_features(
     missing = sorted(set().union(*runtime.gather(missing)))
     if missing:
         mine = np.array_split(np.array(missing), runtime.processes)[runtime.rank].tolist()
-        with meter(len(missing), description) as update:
+        with enough_memory(SMALLER_FORWARD), meter(len(missing), description) as update:
             own = known.compute([wanted[place] for place in mine], update)
         for places, features in runtime.gather((mine, own)):
             values[places] = features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import sys
@@ -14,7 +15,7 @@ from torch import nn
 
 from eyetune.adapt.strategy import Step
 from eyetune.errors import ConfigError, RunError, UserError
-from eyetune.interrupt import Interrupted, deferred, heeded, obey, pending
+from eyetune.interrupt import Interrupted, at_once, deferred, heeded, obey, pending
 from eyetune.train.features import FeatureHead, compute_once
 from eyetune.train.logs import Log, open_logs
 from eyetune.train.optim import (
@@ -28,7 +29,7 @@ from eyetune.train.optim import (
 )
 from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
 from eyetune.train.steps import EpochResult, EpochState, EpochStopped, train_epoch
-from eyetune.train.task import SMALLER_FORWARD, Batch, Batches, Task, Validation, enough_memory
+from eyetune.train.task import Batch, Batches, Task, Validation
 
 if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
@@ -191,18 +192,13 @@ class _Trainer:
         self.finish = train_loader.finish
         self.on_features = features_once
         if features_once and not self._finished():
-            with enough_memory(SMALLER_FORWARD):
-                self.train_loader = compute_once(
-                    self.model,
-                    train_loader,
-                    self.runtime,
-                    "Features of the training images",
-                    views=self.strategy.views,
+            self.train_loader = compute_once(
+                self.model, train_loader, self.runtime, "Features of the training images", views=self.strategy.views
+            )
+            if val_loader is not None:
+                self.val_loader = compute_once(
+                    self.model, val_loader, self.runtime, "Features of the validation images"
                 )
-                if val_loader is not None:
-                    self.val_loader = compute_once(
-                        self.model, val_loader, self.runtime, "Features of the validation images"
-                    )
         steps = math.ceil(len(self.train_loader) / self.train.accumulate)
         self._build(steps)
         if last is not None:
@@ -235,12 +231,12 @@ class _Trainer:
     # -- one epoch ---------------------------------------------------------------------------------------------------
 
     def _epoch(self, epoch: int, logs: Iterable[Log]) -> None:
-        trained = self.begun if isinstance(self.begun, EpochResult) else self._train(epoch)
-        self.begun = None
-        validation = self._validate(epoch, trained)
-        with deferred():
+        with deferred():  # from end to end: who asks to stop in between two parts finds the one saved
+            trained = self.begun if isinstance(self.begun, EpochResult) else self._train(epoch)
+            self.begun = None
+            validation = self._validate(epoch, trained)
             self._commit(epoch, trained, validation, logs)
-            if pending() and not self._finished():
+            if self.runtime.any(pending() is not None) and not self._finished():
                 raise obey("")
 
     def _train(self, epoch: int) -> EpochResult:
@@ -250,32 +246,29 @@ class _Trainer:
             self.runtime.seed_epoch(epoch)
         self.train_loader.set_epoch(epoch, start.batches if start else 0)
         self.strategy.set_mode(self.model, True)
-        with deferred():
-            try:
-                return train_epoch(
-                    self.network,
-                    self.task,
-                    self.train_loader,
-                    optimizer=self.optimizer,
-                    schedule=self.schedule,
-                    runtime=self.runtime,
-                    batch_size=self.train.batch_size,
-                    accumulate=self.train.accumulate,
-                    clip_norm=self.train.clip_norm,
-                    skip_nonfinite=self.train.skip_nonfinite,
-                    description="" if self.on_features else f"Epoch {epoch + 1}/{self.epochs}",
-                    start=start,
-                    stop=lambda: pending() is not None,
-                    finish=self.finish,
-                )
-            except EpochStopped as stopped:
-                self._save_part(stopped.state)
-                raise obey("") from None
-            except UserError as error:
-                kept = (
-                    f"The state after {self.kept(short=True)} is kept in {self.run.last}." if self._anything() else ""
-                )
-                raise UserError(f"in epoch {epoch + 1}: {error}\n{kept}".rstrip()) from error
+        try:
+            return train_epoch(
+                self.network,
+                self.task,
+                self.train_loader,
+                optimizer=self.optimizer,
+                schedule=self.schedule,
+                runtime=self.runtime,
+                batch_size=self.train.batch_size,
+                accumulate=self.train.accumulate,
+                clip_norm=self.train.clip_norm,
+                skip_nonfinite=self.train.skip_nonfinite,
+                description="" if self.on_features else f"Epoch {epoch + 1}/{self.epochs}",
+                start=start,
+                stop=lambda: pending() is not None,
+                finish=self.finish,
+            )
+        except EpochStopped as stopped:
+            self._save_part(stopped.state)
+            raise obey("") from None
+        except UserError as error:
+            kept = f"The state after {self.kept(short=True)} is kept in {self.run.last}." if self._anything() else ""
+            raise UserError(f"in epoch {epoch + 1}: {error}\n{kept}".rstrip()) from error
 
     def _validate(self, epoch: int, trained: EpochResult) -> Validation:
         """The epoch's score. Interrupted, its training is saved: validation itself is done again."""
@@ -287,9 +280,12 @@ class _Trainer:
                 return Validation(None, {})
             # Not through what wraps the network for training: processes may have different numbers of batches here.
             self.runtime.share_buffers(self.model)
-            return self.task.validate(self._plain(), self.val_loader, self.runtime)
-        except KeyboardInterrupt:
-            with deferred():
+            # Several processes have to stop together (see task.predict): one that left in the middle of what they do
+            # together would have the others wait, or take what it saves for what they wait for.
+            with at_once() if self.runtime.processes == 1 else contextlib.nullcontext():
+                return self.task.validate(self._plain(), self.val_loader, self.runtime)
+        except KeyboardInterrupt as interrupt:
+            if not getattr(interrupt, "again", False):
                 self._save_part(trained)
             raise
 

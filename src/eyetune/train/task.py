@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eyetune.data.loader import ReaderDied
 from eyetune.data.transforms import batch_mixing
 from eyetune.errors import ConfigError, UserError
+from eyetune.interrupt import obey, pending
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import METRICS, is_graded_dr, is_ordered, primary_metric, score
 from eyetune.progress import meter
@@ -29,7 +31,7 @@ Batch = dict[str, Any]
 
 #: What helps when a forward pass alone takes too much memory: nothing but fewer images at once.
 SMALLER_FORWARD = (
-    "Try half as many images: --batch-size in predict and evaluate; train.batch_size in finetune, with "
+    "Try half as many images: --batch-size in predict, evaluate and embed; train.batch_size in finetune, with "
     "train.accumulate twice as large for the same training."
 )
 
@@ -112,11 +114,7 @@ def enough_memory(advice: str) -> Iterator[None]:
         # As torch's DataLoader says it, within seconds, wherever the main process is just then.
         if not str(error).startswith("DataLoader worker"):
             raise
-        said = str(error).split(". ", maxsplit=1)[0].rstrip(".")
-        raise UserError(
-            "a process that reads images has died, most often because memory ran out. Use fewer of them "
-            f"(--workers 2, or 0), or a machine with more memory.\n  ({said})"
-        ) from error
+        raise ReaderDied(error) from error
 
 
 def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -157,13 +155,18 @@ def predict(
 
     With several processes each brings its part and all get the whole: every sample exactly once, whatever the loader
     repeats. Shows progress when there is a `description`, with `total` samples as the whole. Raises UserError when the
-    device has not enough memory for a batch.
+    device has not enough memory for a batch; Interrupted, in all processes, when one of them has a signal pending.
     """
     network.eval()
     parts: dict[str, list[Tensor]] = {"index": [], "target": [], "logits": []}
     if judge is not None:
         parts["judged"] = []
     show = bool(description) and runtime.is_main
+    split = hasattr(network, "unshard")
+
+    def leaving() -> bool:
+        """Whether to stop here: each by itself, but for a split network, whose processes can only go on together."""
+        return runtime.any(pending() is not None) if split else pending() is not None
 
     def run(update: Any) -> None:
         done = 0
@@ -182,11 +185,15 @@ def predict(
             image = on_device.get("image")
             done += len(batch["index"])
             update(done * runtime.processes)
+            if leaving():
+                return
         if missing and image is None:
             raise UserError("train.fsdp: there are fewer images to predict than processes. Start fewer processes.")
         for _ in range(missing):
             with torch.no_grad(), runtime.autocast():
                 network(image[:1] if image is not None else None)
+            if leaving():
+                return
 
     with enough_memory(SMALLER_FORWARD):
         if show:
@@ -195,7 +202,10 @@ def predict(
         else:
             run(lambda done: None)
     mine = {name: torch.cat(tensors).cpu().numpy() if tensors else None for name, tensors in parts.items()}
-    shares = [share for share in runtime.gather(mine) if share["index"] is not None]
+    answers = runtime.gather((mine, pending() is not None))
+    if any(wish for _, wish in answers):
+        raise obey("")
+    shares = [share for share, _ in answers if share["index"] is not None]
     if not shares:
         raise ValueError("the loader is empty")
     whole = {name: np.concatenate([share[name] for share in shares]) for name in parts}
