@@ -140,6 +140,7 @@ import os, signal, sys, time
 from datetime import timedelta
 from eyetune import cli, runtime
 from eyetune.errors import UserError
+from eyetune.train import task
 from eyetune.train.task import ClassificationTask
 
 fault, last = os.environ.get("FAULT", ""), os.environ["RANK"] == "1"
@@ -157,9 +158,18 @@ def loss(*arguments):
             raise UserError("planted in one process")
         if fault == "silent":
             time.sleep(3600)
+        if fault == "stopped":
+            os.kill(os.getppid(), signal.SIGTERM)  # the launcher, which tells all
+            time.sleep(2)
     return original(*arguments)
 
-ClassificationTask.loss = loss
+def predict(*arguments, original=task.predict, **options):
+    if fault == "stopped in validation" and not last:  # the other one waits for this one
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(2)
+    return original(*arguments, **options)
+
+ClassificationTask.loss, task.predict = loss, predict
 if fault == "silent":
     runtime.ANSWER_WITHIN = timedelta(seconds=10)
 sys.exit(cli.main(sys.argv[1:]))
@@ -231,6 +241,66 @@ def test_a_run_goes_on_with_another_number_of_processes(
     for first, second in zip(*(rows(eyes / name / "history.csv") for name in ("whole", "begun")), strict=True):
         for column in ("train_loss", "val_loss"):
             assert float(second[column]) == pytest.approx(float(first[column]), abs=2e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(eyes: Path) -> Path:
+    """Two processes that nobody stops."""
+    done = eyetune(eyes, *options("whole-of-two", **FULL), count=2)
+    assert done.returncode == 0, done.stderr
+    return eyes / "whole-of-two"
+
+
+FULL = {"train.batch_size": 2, "adapt.kind": "full"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "fsdp", "kept"),
+    [
+        ("stopped", False, "0 of 2 epochs and 2 of 3 batches of epoch 1 are kept"),
+        ("stopped", True, "0 of 2 epochs and 2 of 3 batches of epoch 1 are kept"),
+        ("stopped in validation", True, "0 of 2 epochs and the training of epoch 1 are kept"),
+    ],
+    ids=["training", "training, split", "validation, split"],
+)
+def test_a_launcher_that_is_told_to_stop_saves_what_all_have_done(
+    eyes: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    fsdp: bool,
+    kept: str,
+) -> None:
+    """SIGTERM to torchrun in the middle of an epoch; resumed, the run ends as if nothing had been."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    run = tmp_path / "run"
+    monkeypatch.setitem(ENVIRONMENT, "FAULT", where)
+    chosen = FULL | ({"train.fsdp": "true"} if fsdp else {})
+    stopped = eyetune(eyes, *options(str(run), **chosen), count=2, script=script)
+    assert stopped.returncode != 0
+    assert stopped.stderr.count(kept) == 1, stopped.stderr
+    assert "mismatch" not in stopped.stderr
+    part = json.loads((run / "checkpoints" / "last" / "state.json").read_text())["part"]
+    if where == "stopped":
+        assert [one["batches"] for one in part["done"]] == [2, 2]
+    monkeypatch.setitem(ENVIRONMENT, "FAULT", "")
+    resumed = eyetune(eyes, "finetune", "--resume", str(run), count=2)
+    assert resumed.returncode == 0, resumed.stderr
+    # Split, sums are made in another order.
+    away = 2e-4 if fsdp else 0.0
+    for name in ("model", "optimizer"):
+        mine, theirs = (load_file(one / "checkpoints" / "last" / f"{name}.safetensors") for one in (run, whole))
+        assert mine.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(mine[key], tensor, atol=away, rtol=0, msg=key)
+    histories = [rows(one / "history.csv") for one in (run, whole)]
+    assert len(histories[0]) == 2
+    for first, second in zip(*histories, strict=True):
+        for column in ("train_loss", "val_loss"):
+            assert float(first[column]) == pytest.approx(float(second[column]), abs=max(away, 1e-12))
 
 
 @pytest.mark.slow

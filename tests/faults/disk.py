@@ -33,14 +33,14 @@ Row = tuple[str, int, str, list[str]]
 
 
 def errors(toy: Toy, codes: list[str], every: int) -> Iterator[Row]:
-    """Let each call that changes the run folder fail once, from the second save on."""
+    """Let each call that changes the run folder fail once, from the first save to the end of the run."""
     out = toy.folder / "errors"
-    places = points(toy, out, 2)
+    places = points(toy, out, 1)
     for code in codes:
         faults: list[str] = []
         ends: Counter[int] = Counter()
         for call, nth in places[::every]:
-            left = traced(toy, out, 2, injecting(call, nth, f"error={code}"))
+            left = traced(toy, out, 1, injecting(call, nth, f"error={code}"))
             ends[left] += 1
             said = out.with_suffix(".log").read_text()
             last = said.rpartition("eyetune: ")[2]
@@ -49,7 +49,7 @@ def errors(toy: Toy, codes: list[str], every: int) -> Iterator[Row]:
             if left == 0:
                 faults += [f"{code} at {call} {nth}: {fault}" for fault in toy.faults(out)]
             faults += [f"{code} at {call} {nth}: {fault}" for fault in aftermath(toy, out)]
-        yield f"{code} at a call", sum(ends.values()), f"exit 2: {ends[2]}, no harm: {ends[0]}", faults
+        yield f"{code} at a call ({toy.kind})", sum(ends.values()), f"exit 2: {ends[2]}, no harm: {ends[0]}", faults
 
 
 def full(toy: Toy) -> Iterator[Row]:
