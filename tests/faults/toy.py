@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import functools
 import gc
 import hashlib
 import json
@@ -38,7 +37,11 @@ from eyetune.backbones import find_spec
 from eyetune.cli import main
 from eyetune.data.phantom import write_cohort
 from eyetune.errors import UserError
-from eyetune.metrics import plots, scores  # noqa: F401
+from eyetune.metrics import plots
+from eyetune.metrics.calibration import fit_calibration, trust
+from eyetune.metrics.patients import patient_level
+from eyetune.metrics.scores import score
+from eyetune.report import mistakes, page  # noqa: F401
 from eyetune.train import loop, results
 from eyetune.train.rundir import RunDir
 from eyetune.train.task import ClassificationTask
@@ -56,10 +59,15 @@ def blank(*given: Any, **_: Any) -> None:
     plots.save_figure(matplotlib.figure.Figure(figsize=(1, 1)), path)
 
 
-for drawing in ("confusion_matrix", "roc", "learning_curves"):
-    setattr(plots, drawing, blank)
 # Of resampling a kill sees nothing but the time it takes.
-results.score = functools.partial(results.score, resamples=20)  # type: ignore[assignment]
+for function in (fit_calibration, patient_level, score, trust):
+    function.__kwdefaults__["resamples"] = 20  # type: ignore[attr-defined]
+for owner, drawings in (
+    (plots, ("confusion_matrix", "roc", "learning_curves")),
+    (results, ("reliability", "risk_coverage")),
+):
+    for drawing in drawings:
+        setattr(owner, drawing, blank)
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "linear": {"adapt": {"kind": "linear"}, "augment": "none"},
@@ -185,8 +193,10 @@ class Watcher:
             (loop._Trainer, "_commit", "saving"),
             (finetune._Job, "score", "predicting"),
             (results, "add_scores", "scoring"),
+            (mistakes, "remember", "writing"),
             (Lora, "write_artifacts", "writing"),
             (plots, "learning_curves", "writing"),
+            (finetune._Job, "report", "writing"),
         ):
             setattr(owner, name, self._noting(getattr(owner, name), phase))
 
@@ -343,6 +353,8 @@ def digest(out: Path) -> dict[str, Any]:
         "history": [{key: value for key, value in row.items() if key not in timing} for row in run.read_history()],
         "metrics": json.loads(run.metrics_file.read_text()),
         "splits": run.splits_file.read_bytes(),
+        "calibration": run.calibration_file().read_bytes(),  # with the checksum of its tensors
+        "data": run.read_data(),
         **{f"predictions {name}": file.read_bytes() for name, file in run.predictions().items()},
         **{f"adapter {file.name}": file.read_bytes() for file in sorted(run.adapter.glob("*"))},
     }
