@@ -27,11 +27,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import matplotlib.figure
 import numpy as np
 import peft  # noqa: F401 - imported once, for all children
-import sklearn.metrics  # noqa: F401
+import sklearn.covariance  # noqa: F401
 import torch
 import yaml
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
+import eyetune.report.page
+import eyetune.train.leaks
+import eyetune.train.run  # noqa: F401
 from eyetune.adapt.lora import Lora
 from eyetune.backbones import find_spec
 from eyetune.cli import main
@@ -41,7 +45,8 @@ from eyetune.metrics import plots
 from eyetune.metrics.calibration import fit_calibration, trust
 from eyetune.metrics.patients import patient_level
 from eyetune.metrics.scores import score
-from eyetune.report import mistakes, page  # noqa: F401
+from eyetune.pages import page
+from eyetune.report import mistakes
 from eyetune.train import loop, results
 from eyetune.train.rundir import RunDir
 from eyetune.train.task import ClassificationTask
@@ -49,6 +54,9 @@ from eyetune.verbs import finetune
 
 torch.set_num_threads(1)
 find_spec("test_vit").preprocess_at(32)
+Image.init()
+for template in page._environment().list_templates(["j2"]):
+    page._environment().get_template(template)
 gc.freeze()  # the children would go through all of it, and copy it
 atexit.register(gc.unfreeze)
 
