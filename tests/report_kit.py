@@ -13,7 +13,7 @@ from train_kit import card
 
 from eyetune.config import Config
 from eyetune.data.fundus import FundusSettings
-from eyetune.files import write_text
+from eyetune.files import write_json, write_text
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import generalization, primary_metric, score
 from eyetune.train.rundir import MODEL, RunDir
@@ -151,6 +151,8 @@ EVERYTHING: dict[str, Any] = {
             {"low": 0.8, "high": 1.0, "n": 40, "confidence": 0.9, "accuracy": 0.95},
         ],
         "after": [{"low": 0.8, "high": 1.0, "n": 60, "confidence": 0.9, "accuracy": 0.91}],
+        "by_chance_before": {"ece": 0.071, "ece_equal_mass": 0.1},
+        "by_chance_after": {"ece": 0.072, "ece_equal_mass": 0.1},
     },
     "operating_points": [
         {
@@ -167,6 +169,7 @@ EVERYTHING: dict[str, Any] = {
     ],
     "selective": {
         "aurc": {"value": 0.12, "ci": [0.08, 0.2]},
+        "aurc_of_chance": {"value": 0.3, "ci": [0.25, 0.35]},
         "curve": [{"coverage": 0.1, "risk": 0.0}, {"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}],
     },
     "conformal": {
@@ -179,7 +182,7 @@ EVERYTHING: dict[str, Any] = {
         "by_class": {"coverage": {"value": 0.92, "ci": [0.85, 0.97]}, "mean_size": 2.4, "by_class": {}},
     },
     "ood": {
-        "score": "distance of the features",
+        "score": "mahalanobis",
         "threshold": 31.5,
         "share_above": 0.4,
         "auroc_against_val": {"value": 0.83, "ci": [0.75, 0.9]},
@@ -189,12 +192,84 @@ EVERYTHING: dict[str, Any] = {
         "sex": {
             "groups": {
                 "F": {"n": 30, "patients": 15, "metrics": {"accuracy": {"value": 0.9, "ci": [0.8, 0.97]}}},
+                "?": {"n": 1, "patients": 1, "metrics": {}, "too_small": "1 patient"},
                 "M": {"n": 30, "patients": 15, "metrics": {"accuracy": {"value": 0.6, "ci": [0.5, 0.7]}}},
             },
             "gap": {"accuracy": {"value": 0.3, "ci": [0.1, 0.5], "between": ["F", "M"]}},
         }
     },
     "patient_level": {"n": 30, "rule": "the worse eye", "metrics": {"qwk": {"value": 0.8, "ci": [0.7, 0.9]}}},
-    "label_map": {"none": "0", "severe": "3"},
-    "warnings": ["3 photographs are also among the training images."],
+    "label_map": {"none": "0", "severe": "3", "glaucoma": None},
+    "left_out": [{"why": "left out by the label map", "images": 15}],
+    "warnings": [
+        "2 of its 60 photographs were among those the run was trained or chosen on (the very same bytes: test4.png, "
+        "gone.png). Its scores come out too good; leave them out."
+    ],
 }
+
+
+def comparison_folder(path: Path) -> Path:
+    """The folder of a comparison of two strategies, one of whose runs has a report and one of which failed."""
+
+    def arm(name: str, value: float, trained: int, moved: float) -> dict[str, Any]:
+        score = {"value": value, "ci": [value - 0.05, value + 0.05], "sd": None, "by_seed": {"0": value}}
+        return {
+            "name": name,
+            "strategy": name,
+            "kind": name,
+            "backbone": "nano",
+            "weights": None,
+            "settings": {"lr": 0.001, "epochs": 3, "batch": 8, "adapt": {}},
+            "cells": [f"{name}-seed0"],
+            "seeds": [0],
+            "scores": {"val": {"qwk": score}, "test": {"qwk": score}},
+            "cost": {
+                "trainable_parameters": trained,
+                "parameters": 2_893_061,
+                "seconds": 61.4,
+                "peak_memory": 3 * 2**30,
+                "memory_of": "cpu",
+                "epochs": 3,
+            },
+            "drift": {"split": "test", "images": 60, "cka": 0.9, "cka_debiased": 0.81, "cosine_distance": moved},
+        }
+
+    def cell(name: str, status: str, error: str | None = None) -> dict[str, Any]:
+        return {"name": name, "folder": name, "arm": name[:-6], "seed": 0, "status": status, "error": error}
+
+    pair = {"first": "lora", "second": "linear", "seeds": [0], "same_direction": 1, "reason": None}
+    content = {
+        "schema": 1,
+        "eyetune": "0.1.0",
+        "status": "failed",
+        "command": "eyetune compare c.yaml",
+        "budget": {"kind": "epochs", "text": "3 epochs each"},
+        "seeds": [0],
+        "split": {"seed": 0, "test": {"images": 60, "patients": 30}},
+        "datasets": ["val", "test"],
+        "external": {},
+        "classes": list(GRADES),
+        "primary": {"metric": "qwk", "higher_is_better": True, "dataset": "test", "why": "fixed before training"},
+        "metrics": ["qwk"],
+        "arms": [arm("lora", 0.8, 37_829, 0.2), arm("linear", 0.7, 965, 0.0)],
+        "cells": [cell("lora-seed0", "finished"), cell("linear-seed0", "failed", "it broke <b>badly</b>")],
+        "tests": [
+            {
+                "metric": "qwk",
+                "primary": True,
+                "dataset": "test",
+                "method": "patient-level permutation",
+                "unit": "patient",
+                "clusters": 30,
+                "images": 60,
+                "pairs": [pair | {"difference": 0.1, "ci": [-0.01, 0.21], "p": 0.04, "p_holm": 0.04, "differs": True}],
+            }
+        ],
+        "sentences": ["lora has a higher QWK than linear: 0.800 against 0.700."],
+        "warnings": ["one run failed"],
+        "files": {},
+    }
+    path.mkdir(parents=True)
+    write_json(path / "comparison.json", content)
+    write_text(path / "lora-seed0" / "report.html", "the report of a run")
+    return path

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from browser_kit import content_width, needs_browser, screenshot, to_pdf
-from report_kit import EVERYTHING, GRADES, predictions, run_folder
+from report_kit import EVERYTHING, GRADES, comparison_folder, predictions, run_folder
 
 from eyetune.cli import main
 from eyetune.errors import RunError
@@ -83,7 +83,7 @@ def test_a_run_with_everything_shows_everything(tmp_path: Path) -> None:
         "QWK",
         f"{scores['metrics']['qwk']['value']:.3f}",
         "{:.3f} to {:.3f}".format(*scores["metrics"]["qwk"]["ci"]),
-        "60 photographs of 30 patients, none of whom it was trained on",
+        "On 60 photographs, some of which, or of whose patients, it was trained or chosen on",
         "Left out : 3 (cannot be read)",
         "210 photographs",
         "ROC curve",
@@ -91,14 +91,19 @@ def test_a_run_with_everything_shows_everything(tmp_path: Path) -> None:
         "Reliability",
         "Risk and coverage",
         "Operating points",
-        "0.810 0.700 to 0.900",
-        "Prediction sets made to hold the truth for 90.0 %",
+        "grade ≥ 2 specificity 95 % ≥ 0.410 0.810 0.700 to 0.900",
+        "chance 0.071",
+        "area 0.120 (0.080 to 0.200)",
+        "in random order: 0.300",
+        "Prediction sets made to hold the truth for 90 %",
+        "By the Mahalanobis distance",
         "AUROC of 0.830 (0.750 to 0.900) ; 0.5 would be no difference",
         "By sex",
         "F – M",
+        "1 patient 1 1 –",
         "By patient",
-        "none → 0, severe → 3",
-        "3 photographs are also among the training images.",
+        "none → 0, severe → 3, glaucoma → left out",
+        "were among those the run was trained or chosen on (the very same bytes: row 6, gone.png)",
         "Lost on “handheld”",
         "Loss by epoch",
         "Apache-2.0",
@@ -137,7 +142,7 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
     assert "splits.csv is not there" in words
     assert "<svg" not in text
     assert "Of two photographs, one “yes” and one “no”, it ranks the right one higher" in words
-    for part in ("Operating points", "Reliability", "Prediction sets", "Out of distribution", "Heat maps"):
+    for part in ("Operating points", "Reliability", "Prediction sets", "Out of distribution", "Sanity check"):
         assert part not in words
 
 
@@ -280,8 +285,10 @@ def test_a_small_test_a_drop_outside_and_left_out_images_are_warned_of(tmp_path:
     assert has(found, "warn", "hold the truth for 70 %")
     assert has(found, "warn", "40 % of its photographs look unlike")
     assert has(found, "warn", "not do equally well for every sex (F against M)")
-    assert has(found, "bad", "3 photographs are also among the training images")
+    assert has(found, "bad", "(the very same bytes: test4.png, gone.png)")
     assert not has(found, "warn", "names no patients")
+    words = summarise(read_facts(run_folder(tmp_path / "other", pictures=False).path)).whom
+    assert words == "On 60 photographs of 30 patients, none of whom it was trained on."
     assert [level for level, _ in found] == sorted((level for level, _ in found), key=lambda level: level != "bad")
 
 
@@ -356,16 +363,16 @@ def test_the_model_card_is_read_by_the_hubs_own_library(tmp_path: Path) -> None:
     headings = re.findall(r"^## (.+)$", card.text, re.MULTILINE)
     assert headings == [
         "Model details",
-        "Uses",
-        "Bias, risks and limitations",
+        "Intended use",
+        "Factors",
+        "Metrics",
+        "Evaluation data",
+        "Training data",
+        "Quantitative analyses",
+        "Ethical considerations",
+        "Caveats and recommendations",
         "How to get started with the model",
-        "Training details",
-        "Evaluation",
-        "Environmental impact",
         "Technical specifications",
-        "Citation",
-        "Glossary",
-        "Model card contact",
     ]
     for line in card.text.splitlines():
         assert not line.startswith("|") or line.endswith("|"), line
@@ -399,6 +406,44 @@ def test_several_runs_get_a_page_over_them(tmp_path: Path, capsys: pytest.Captur
     assert "QWK on handheld" in plain(text)
     assert main(["report", str(folders[0].path), str(folders[0].path), "--no-heat-maps"]) == 2
     assert "named twice" in capsys.readouterr().err
+
+
+def test_a_comparison_gets_a_page_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = comparison_folder(tmp_path / "cmp")
+    run = run_folder(tmp_path / "run", pictures=False)
+    assert main(["report", str(folder), str(run.path), "--no-heat-maps"]) == 0
+    said = capsys.readouterr().out
+    assert str(folder / "report.html") in said
+    assert "overview" not in said
+    text = (folder / "report.html").read_text()
+    assert re.findall(r'href="([^"]+)"', text) == ["lora-seed0/report.html"]
+    words = plain(text)
+    for expected in (
+        "lora has a higher QWK than linear",
+        "one run failed",
+        "Judged by QWK on the test split, decided before training",
+        "3 epochs each",
+        "60 photographs of 30 patients",
+        "lora nano 37,829 2,893,061 61 s 3.0 GiB",
+        "0.810",
+        "did not move",
+        "0.800 0.750 to 0.850",
+        "lora − linear +0.100 −0.010 to +0.210 0.040 0.040 differs",
+        "it broke &lt;b&gt;badly&lt;/b&gt;",
+        "Not a medical device",
+    ):
+        assert expected in words, expected
+
+
+def test_a_comparison_that_is_not_done_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = comparison_folder(tmp_path / "cmp")
+    content = json.loads((folder / "comparison.json").read_text())
+    (folder / "comparison.json").write_text(json.dumps(content | {"arms": [], "status": "interrupted"}))
+    assert main(["report", str(folder)]) == 2
+    assert "the comparison is interrupted, and nothing can be compared yet" in capsys.readouterr().err
+    (folder / "comparison.json").write_text('{"status": 3, "arms": "two"}')
+    assert main(["report", str(folder)]) == 2
+    assert "comparison.json is damaged" in capsys.readouterr().err
 
 
 def test_metrics_json_of_the_first_version_is_read() -> None:

@@ -105,7 +105,7 @@ def test_the_environment_says_what_decides_a_number_and_nobodys_name(monkeypatch
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"eyetune", "timm", "numpy"} <= set(found["versions"])
     assert set(found) == {
-        *("command", "commit", "python", "system", "device", "precision", "processes", "threads", "seed"),
+        *("date", "command", "commit", "python", "system", "device", "precision", "processes", "threads", "seed"),
         *("versions", "cuda"),
     }
     json.dumps(found, allow_nan=False)

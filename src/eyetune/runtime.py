@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -262,8 +263,9 @@ class Runtime:
         seed_everything(self.seed, epoch, self.rank)
 
     def describe(self) -> dict[str, Any]:
-        """Content of `environment.json`: versions, device, precision, command, commit. No user or host names."""
+        """Content of `environment.json`: versions, device, precision, command, commit, day. No user or host names."""
         return {
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "command": command_line(sys.argv),
             "commit": _commit(),
             "python": platform.python_version(),

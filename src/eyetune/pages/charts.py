@@ -6,6 +6,7 @@ the page's text, the colours are the theme's, and a report with thirty charts is
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 24, 26, 40
 #: How many colours style.css has (`--c0` …); further series repeat them, dashed.
 COLOURS = 6
 
+#: Radius of a dot in the units of the drawing, and of one that stands for everything.
+DOT, LARGEST_DOT = 2.6, 9.0
+
 Points = Sequence[tuple[float, float]]
 
 
@@ -31,6 +35,7 @@ class Series:
         name: in the legend.
         points: (x, y) in the units of the axes; a y that is not finite breaks the line.
         dots: mark every point.
+        weights: of the points, 0..1: the area of their dots; without them all dots are alike.
         step: go to the next point level first, then upright.
         strong: thicker, in the colour of the text.
         faint: a thin dashed line, for what the others are held against.
@@ -39,6 +44,7 @@ class Series:
     name: str
     points: Points
     dots: bool = False
+    weights: Sequence[float] | None = None
     step: bool = False
     strong: bool = False
     faint: bool = False
@@ -74,7 +80,13 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, *, title: str, marks: Point
             colour += 1
         lines.append(f'<path class="line {look}" d="{frame.path(one)}"/>')
         if one.dots:
-            lines += [f'<circle class="dot {look}" cx="{a}" cy="{b}" r="2.6"/>' for a, b in frame.dots(one.points)]
+            sizes = itertools.repeat(DOT) if one.weights is None else [_radius(weight) for weight in one.weights]
+            drawn = zip(one.points, sizes, strict=False)
+            lines += [
+                f'<circle class="dot {look}" cx="{a}" cy="{b}" r="{size}"/>'
+                for point, size in drawn
+                for a, b in frame.dots([point])
+            ]
         legend.append(f'<li><span class="key {look}"></span>{escape(one.name)}</li>')
     lines += [f'<circle class="ring" cx="{a}" cy="{b}" r="5.5"/>' for a, b in frame.dots(marks)]
     svg = (
@@ -85,6 +97,10 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, *, title: str, marks: Point
         f'<figure class="plotted"><figcaption>{escape(title)}</figcaption>{svg}<ul class="legend">{"".join(legend)}'
         "</ul></figure>"
     )
+
+
+def _radius(weight: float) -> float:
+    return round(1.5 + (LARGEST_DOT - 1.5) * math.sqrt(min(max(weight, 0.0), 1.0)), 1)
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -82,6 +82,7 @@ def _environment() -> Environment:
     )
     environment.filters["number"] = _number
     environment.filters["interval"] = _interval
+    environment.filters["signed"] = _signed
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
     return environment
 
@@ -91,8 +92,15 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(ends: tuple[float | None, float | None] | None, digits: int = 3) -> str:
-    """(0.81, 0.92) -> "0.810 to 0.920"; without ends a dash."""
+def _signed(value: float | None, digits: int = 3) -> str:
+    """-0.02 -> −0.020, 0.02 -> +0.020; None -> a dash."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _interval(ends: tuple[float | None, float | None] | None, digits: int = 3, sign: bool = False) -> str:
+    """(0.81, 0.92) -> "0.810 to 0.920", with their signs when asked for; without ends a dash."""
     if ends is None or ends[0] is None or ends[1] is None:
         return "–"
+    if sign:
+        return f"{_signed(ends[0], digits)} to {_signed(ends[1], digits)}"
     return f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"

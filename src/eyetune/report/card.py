@@ -1,7 +1,7 @@
 """The model card: what a colleague who is given the model has to know, under the headings that are usual for it.
 
-Headings as on Hugging Face, after Mitchell et al. 2019, "Model Cards for Model Reporting"; the front matter is what
-their hub reads. It holds no photograph, no name of a file but the table's, and nothing of a patient.
+The nine headings of Mitchell et al. 2019, "Model Cards for Model Reporting", in their order; the front matter is what
+the Hugging Face hub reads. It holds no photograph, no name of a file but the table's, and nothing of a patient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from eyetune.metrics.scores import is_graded_dr
 from eyetune.report.content import Score
 from eyetune.report.facts import VAL, Facts
 from eyetune.report.glossary import label, meaning
-from eyetune.report.words import Summary, plural, summarise, table_name, title
+from eyetune.report.words import Summary, calibration_words, plural, summarise, table_name, title
 
 #: Licences by the words of the backbones, as the hub spells them; any other is "other", with its words.
 _LICENCES = {"apache-2.0": "apache-2.0", "cc by-nc 4.0": "cc-by-nc-4.0", "mit": "mit", "cc by 4.0": "cc-by-4.0"}
@@ -72,50 +72,109 @@ def _body(facts: Facts, summary: Summary) -> Iterator[str]:
     yield f"# {_text(title(facts))}"
     yield "\n> **Research use only. Not a medical device; not a diagnosis.** No number here says how the model will do"
     yield "> in a clinic that is not in its data.\n"
-    yield _text(summary.asked) + "\n"
+    yield _text(summary.asked)
     yield from _details(facts)
-    yield "\n## Uses\n\n### Direct use\n"
-    yield "Research on colour fundus photographs like those it was trained and tested on."
-    yield "\n### Out-of-scope use\n"
-    yield "- Care of patients: screening, diagnosis, triage, or telling patients anything."
-    yield "- Other images than colour fundus photographs; other cameras or populations than those below, unmeasured."
-    yield "\n## Bias, risks and limitations\n"
+    yield from _use()
+    yield from _factors(facts)
+    yield from _metrics(facts)
+    yield from _evaluation_data(facts, summary)
+    yield from _training_data(facts)
+    yield from _results(facts, summary)
+    yield "\n## Ethical considerations\n"
+    yield "- The photographs and labels come from people. Whether they agreed to this use, those who hold the data must"
+    yield "  say. This card holds no photograph, no patient and no file name but the table's."
+    yield "- A photograph of an eye can tell who someone is, and their age and sex. A model trained on such photographs"
+    yield "  may hold traces of them: share it as carefully as the data."
+    yield "- Groups that are rare in the data, or not in it, may be served worse, and nothing here would show it."
+    yield "\n## Caveats and recommendations\n"
     yield from (f"- {_text(one.text)}" for one in summary.cautions)
     yield "- An interval is about other patients of the same kind; it does not cover another camera, clinic or grader."
     yield "- The labels are taken as the truth. A photograph that is no fundus photograph gets an answer all the same."
-    yield "\n### Recommendations\n\nMeasure it on your own labelled photographs before relying on any number here:"
-    yield "`eyetune evaluate RUN --data NAME=TABLE`."
+    yield "- Measure it on your own labelled photographs before relying on any number here:"
+    yield "  `eyetune evaluate RUN --data NAME=TABLE`."
     yield "\n## How to get started with the model\n"
     yield '```python\nimport eyetune as et\n\nrun = et.load_run("RUN")'
     yield 'probabilities = run.predict(["a.jpg", "b.jpg"])  # float64[2, K], in the order of run.classes\n```'
-    yield from _training(facts)
-    yield from _evaluation(facts, summary)
     yield from _environment(facts)
-    yield "\n## Citation\n\nCite the base model, and EyeTune by its name and version."
-    yield "\n## Glossary\n"
-    yield from (f"- **{label(name)}**: {meaning(name)}" for name in (*facts.headline, "interval"))
-    yield "\n## Model card contact\n"
-    yield "Whoever trained the model: EyeTune does not know them, and this card names nobody."
 
 
 def _details(facts: Facts) -> Iterator[str]:
     spec, card = facts.spec, facts.card
-    yield "## Model details\n"
+    yield "\n## Model details\n"
+    yield "- **Made by:** whoever trained it; EyeTune does not know them, and names nobody. Ask them, not EyeTune."
+    if facts.environment.get("date"):
+        yield f"- **Date:** {_text(str(facts.environment['date']))}"
     if card is not None:
         base = f"{spec.title} ({spec.architecture})" if spec else card.backbone
         yield f"- **Base model:** {_text(base)}"
         yield f"- **Adapted by:** {card.adapt.get('kind')}, with EyeTune"
+        if "trainable_parameters" in facts.cost:
+            whole = facts.cost.get("parameters", 0)
+            yield f"- **Parameters trained:** {facts.cost['trainable_parameters']:,} of {whole:,}"
         yield f"- **Input:** colour fundus photographs, {card.pixels} x {card.pixels} pixels after cropping"
-        yield f"- **Output:** probabilities of {len(card.classes)} classes: {_text(', '.join(card.classes))}"
+        if card.classes:
+            yield f"- **Output:** probabilities of {len(card.classes)} classes: {_text(', '.join(card.classes))}"
         if is_graded_dr(card.classes):
             yield "  (grades of diabetic retinopathy, 0 none to 4 proliferative)"
+    if facts.calibration is not None:
+        yield f"- **Calibration:** {_text(calibration_words(facts.calibration))}"
     if spec is not None:
         yield f"- **Licence of the base weights:** {_text(spec.licence)}. It holds for what was adapted from them, too."
         yield f"- **Source of the base weights:** {_text(spec.source)}"
+    yield "- **Cite:** the base model, and EyeTune by its name and version."
 
 
-def _training(facts: Facts) -> Iterator[str]:
-    yield "\n## Training details\n\n### Training data\n"
+def _use() -> Iterator[str]:
+    yield "\n## Intended use\n"
+    yield "- **Primary intended uses:** research on colour fundus photographs like those it was trained and tested on."
+    yield "- **Primary intended users:** eye researchers and engineers who can check its answers."
+    yield "- **Out of scope:** care of patients: screening, diagnosis, triage, or telling patients anything. Other"
+    yield "  images than colour fundus photographs. Cameras and populations that were not measured."
+
+
+def _factors(facts: Facts) -> Iterator[str]:
+    yield "\n## Factors\n"
+    yield "- **Relevant:** camera and field of view, pupil and image quality, age, sex, ethnicity, other eye disease,"
+    yield "  how common the disease is, and who graded it."
+    columns = dict.fromkeys(column for found in facts.datasets.values() for column in found.subgroups)
+    measured = _text(", ".join(columns)) if columns else "none of them: `eyetune evaluate RUN --by COLUMN` does"
+    yield f"- **Measured here, group by group:** {measured}."
+    names = _text(", ".join(facts.outside)) or "none: `eyetune evaluate RUN --data NAME=TABLE` does"
+    yield f"- **Measured on outside datasets:** {names}."
+
+
+def _metrics(facts: Facts) -> Iterator[str]:
+    yield "\n## Metrics\n"
+    yield from (f"- **{label(name)}**: {meaning(name)}" for name in (*facts.headline, "interval"))
+    points = [point for found in facts.datasets.values() for point in found.operating_points]
+    if points:
+        yield "- **Decision thresholds** were chosen on the validation split:"
+        shown = {point.name: point for point in points if point.threshold is not None}
+        yield from (f"  - {_text(name)}: probability at least {one.threshold:.3f}" for name, one in shown.items())
+    else:
+        yield "- **Decision thresholds:** none were fixed; the most probable class is called."
+
+
+def _evaluation_data(facts: Facts, summary: Summary) -> Iterator[str]:
+    yield "\n## Evaluation data\n"
+    yield _text(summary.whom)
+    yield "\n| dataset | photographs | patients |\n|---|---|---|"
+    for name, found in facts.datasets.items():
+        if name != VAL:
+            yield f"| {_text(name)} | {found.n} | {found.patients or 'not known'} |"
+    yield "\nThe test split shows what holds for other patients of the same kind, outside datasets what another camera"
+    yield "or clinic costs. Photographs are cropped and made square as in training; none is augmented."
+    for name, found in facts.datasets.items():
+        if found.label_map:
+            pairs = ", ".join(
+                f"{theirs} " + ("left out" if ours is None else f"read as {ours}")
+                for theirs, ours in found.label_map.items()
+            )
+            yield f"\nLabels of {_text(name)}: {_text(pairs)}."
+
+
+def _training_data(facts: Facts) -> Iterator[str]:
+    yield "\n## Training data\n"
     yield f"From {_text(table_name(facts))}" + (
         f", {facts.data['rows']:,} photographs in the table." if isinstance(facts.data.get("rows"), int) else "."
     )
@@ -134,40 +193,41 @@ def _training(facts: Facts) -> Iterator[str]:
         yield "- strategy: " + _text(", ".join(f"{name} {value}" for name, value in facts.card.adapt.items()))
         epochs = len(facts.history) or "an unknown number"
         yield f"- epoch kept: {facts.card.epoch + 1} of {epochs}, chosen on validation"
-    if "trainable_parameters" in facts.cost:
-        yield f"- parameters trained: {facts.cost['trainable_parameters']:,} of {facts.cost.get('parameters', 0):,}"
 
 
-def _evaluation(facts: Facts, summary: Summary) -> Iterator[str]:
-    yield "\n## Evaluation\n\n### Testing data, factors and metrics\n"
-    yield f"{_text(summary.whom)} Scores with their 95 % interval, from resampling patients (photographs where no"
-    yield "patient is known)."
+def _results(facts: Facts, summary: Summary) -> Iterator[str]:
+    yield "\n## Quantitative analyses\n"
+    yield "Scores with their 95 % interval, from resampling patients (photographs where no patient is known)."
     names = [name for name in facts.datasets if name != VAL]
-    yield "\n### Results\n"
+    yield "\n### Unitary results\n"
     yield "| metric |" + "".join(f" {_text(name)} |" for name in names)
     yield "|---|" + "---|" * len(names)
     for metric in facts.headline:
         yield f"| {label(metric)} |" + "".join(f" {_entry(facts.score(name, metric))} |" for name in names)
+    yield ""
+    yield from (f"- {_text(line)}" for line in (*summary.good, summary.sure, *summary.elsewhere))
+    yield "\n### Intersectional results\n"
+    none = True
     for name in names:
-        found = facts.metrics.datasets[name]
-        for column, groups in found.subgroups.items():
+        for column, groups in facts.metrics.datasets[name].subgroups.items():
             known = {metric for group in groups.groups.values() for metric in group.metrics}
             for metric in [one for one in (facts.primary, "balanced_accuracy", "accuracy") if one in known][:1]:
-                yield f"\nBy {_text(column)}, {_text(name)}, {label(metric)}:\n"
+                none = False
+                yield f"By {_text(column)}, {_text(name)}, {label(metric)}:\n"
                 yield from (
-                    f"- {_text(value)} ({group.n}): {_entry(group.metrics.get(metric, Score()))}"
+                    f"- {_text(value)} ({plural(group.n, 'photograph')}): {_entry(group.metrics.get(metric, Score()))}"
                     for value, group in groups.groups.items()
                 )
-    yield "\n### Summary\n"
-    yield from (f"- {_text(line)}" for line in (*summary.good, summary.sure, *summary.elsewhere))
+                yield ""
+    if none:
+        yield "Not measured: no group was scored on its own, and no two factors together."
 
 
 def _environment(facts: Facts) -> Iterator[str]:
-    yield "\n## Environmental impact\n"
+    yield "\n## Technical specifications\n"
     seconds = facts.cost.get("seconds")
     spent = f"{seconds / 60:.1f} minutes in all" if isinstance(seconds, (int, float)) else "time not recorded"
-    yield f"- **Hardware:** {_text(str(facts.environment.get('device', 'not recorded')))}\n- **Time used:** {spent}"
-    yield "\n## Technical specifications\n"
+    yield f"- hardware: {_text(str(facts.environment.get('device', 'not recorded')))}; {spent}"
     versions = ", ".join(f"{name} {version}" for name, version in facts.environment.get("versions", {}).items())
     yield f"- {_text(versions) or 'versions not recorded'}"
     if facts.environment.get("commit"):

@@ -13,7 +13,8 @@ from eyetune.errors import RunError
 from eyetune.pages.page import picture, write_page
 from eyetune.report import glossary
 from eyetune.report.content import Part, Score, read_content
-from eyetune.report.page import score_range
+from eyetune.report.spans import Spans, spans
+from eyetune.report.words import plural
 from eyetune.train.sealed import read_json
 
 
@@ -121,6 +122,8 @@ def write_comparison(path: Path) -> Path:
         label=glossary.label,
         meaning=glossary.meaning,
         size=_size,
+        probability=_probability,
+        plural=plural,
     )
 
 
@@ -128,17 +131,25 @@ def _has_report(path: Path, cell: Cell) -> bool:
     return (path / cell.folder / "report.html").is_file()
 
 
-def _ranges(found: Comparison) -> list[tuple[str, str, list[Any]]]:
+def _ranges(found: Comparison) -> list[tuple[str, str, Spans]]:
     """(metric, dataset, a line an arm): the deciding metric first, validation left out."""
     first = found.primary.metric if found.primary else ""
     names = dict.fromkeys([*([first] if first in found.metrics else []), *found.metrics])
     return [
-        (name, dataset, [score_range(name, arm.name, scores) for arm, scores in known])
+        (name, dataset, spans(name, known))
         for name in names
         for dataset in found.datasets
         if dataset != "val"
-        and (known := [(arm, arm.scores[dataset][name]) for arm in found.arms if name in arm.scores.get(dataset, {})])
+        and (
+            known := [
+                (arm.name, arm.scores[dataset][name]) for arm in found.arms if name in arm.scores.get(dataset, {})
+            ]
+        )
     ]
+
+
+def _probability(p: float | None) -> str:
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _size(count: Any) -> str:

@@ -60,6 +60,8 @@ class Reliability(Part):
 
     before: tuple[Bin, ...] = ()
     after: tuple[Bin, ...] = ()
+    by_chance_before: dict[str, float | None] = Field(default_factory=dict)
+    by_chance_after: dict[str, float | None] = Field(default_factory=dict)
 
 
 class OperatingPoint(Part):
@@ -87,6 +89,8 @@ class Selective(Part):
     """What answering only the surest photographs would do to the errors."""
 
     aurc: Figure = Score()
+    aurc_of_chance: Figure = Score()
+    aurc_of_best: Figure = Score()
     curve: tuple[Covered, ...] = ()
 
 
@@ -95,6 +99,8 @@ class Sets(Part):
 
     coverage: Figure = Score()
     mean_size: float | None = None
+    single: float | None = None
+    empty: float | None = None
     by_class: Scores = Field(default_factory=dict)
 
 
@@ -121,6 +127,7 @@ class Group(Part):
     n: int
     patients: int | None = None
     metrics: Scores = Field(default_factory=dict)
+    too_small: str | None = None
 
 
 class Gap(Score):
@@ -142,6 +149,13 @@ class PatientLevel(Part):
     n: int
     rule: str = ""
     metrics: Scores = Field(default_factory=dict)
+
+
+class LeftOut(Part):
+    """Images of a dataset that were not scored."""
+
+    why: str
+    images: int
 
 
 class Intervals(Part):
@@ -181,8 +195,10 @@ class Dataset(Part):
     conformal: Conformal | None = None
     ood: Ood | None = None
     subgroups: dict[str, Subgroups] = Field(default_factory=dict)
+    merged: dict[str, str] = Field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
     patient_level: PatientLevel | None = None
-    label_map: dict[str, str] = Field(default_factory=dict)
+    label_map: dict[str, str | None] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     target: str | None = None
     per_label: dict[str, Dataset] = Field(default_factory=dict)
@@ -195,11 +211,19 @@ class Dataset(Part):
         return self
 
 
+class Joined(Part):
+    """The reference dataset, scored with the classes joined as those of an outside dataset are."""
+
+    classes: tuple[str, ...] = ()
+    metrics: Scores = Field(default_factory=dict)
+
+
 class Generalization(Part):
     """The reference dataset, and the gaps to the others: positive is worse there."""
 
     reference: str
     external: dict[str, Scores] = Field(default_factory=dict)
+    joined_reference: dict[str, Joined] = Field(default_factory=dict)
 
 
 class Metrics(Part):

@@ -80,18 +80,19 @@ def reliability_chart(found: Dataset) -> Markup | None:
         return None
     series = [Series("perfect", [(0, 0), (1, 1)], faint=True)]
     for name, bins in (("as trained", found.reliability.before), ("calibrated", found.reliability.after)):
-        points = [
-            (b.confidence, b.accuracy) for b in bins if b.n and b.confidence is not None and b.accuracy is not None
+        known = [
+            (b.confidence, b.accuracy, b.n) for b in bins if b.n and b.confidence is not None and b.accuracy is not None
         ]
-        if points:
-            series.append(Series(name, points, dots=True))
+        if known:
+            shares = [count / sum(count for *_, count in known) for *_, count in known]
+            series.append(Series(name, [(x, y) for x, y, _ in known], dots=True, weights=shares))
     if len(series) == 1:
         return None
     return plot(
         series,
         Axis("How sure it is", number=_percent),
         Axis("How often it is right", number=_percent),
-        title="Reliability",
+        title="Reliability (the larger a dot, the more photographs)",
     )
 
 
@@ -103,8 +104,16 @@ def selective_chart(found: Dataset) -> Markup | None:
     if not points:
         return None
     top = max(0.1, *(risk for _, risk in points))
+    area = found.selective.aurc
+    name = "errors among the answered"
+    if area.value is not None:
+        name += f"; area {area.value:.3f}" + ("" if area.ci[0] is None else " ({:.3f} to {:.3f})".format(*area.ci))
+    lines = [Series(name, points)]
+    if found.selective.aurc_of_chance.value is not None:
+        level = found.selective.aurc_of_chance.value
+        lines.append(Series(f"in random order: {level:.3f}", [(0, level), (1, level)], faint=True))
     return plot(
-        [Series("errors among the answered", points)],
+        lines,
         Axis("Answered, the surest first", number=_percent),
         Axis("Errors among them", high=_round_up(top), number=_percent),
         title="Risk and coverage",

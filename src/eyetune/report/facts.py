@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,14 @@ from eyetune.data.record import SPLITS
 from eyetune.errors import RunError, UserError
 from eyetune.metrics.predictions import Predictions, read_table
 from eyetune.metrics.scores import primary_metric
-from eyetune.report.content import Dataset, Metrics, Score, read_content
+from eyetune.report.content import Dataset, LeftOut, Metrics, Score, read_content
+from eyetune.train.leaks import SAME_BYTES
 from eyetune.train.results import headline_metrics
 from eyetune.train.rundir import ModelCard, RunDir
 
 if TYPE_CHECKING:
     from eyetune.config import Config
+    from eyetune.metrics.calibration import Calibration
 
 #: The run's own splits that are scored.
 VAL, TEST = "val", "test"
@@ -33,6 +36,7 @@ class Part:
     patients: int | None
     classes: Mapping[str, int] = field(default_factory=dict)
     unlabelled: int = 0
+    left_out: Sequence[LeftOut] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Facts:
         history: a row an epoch.
         splits: rows of splits.csv.
         predictions: dataset -> table of classes, of those that are there.
-        calibrated: the same with calibrated probabilities, where the run has a calibration.
+        calibrated: the same with calibrated probabilities, where the run has a calibration of their classes.
+        calibration: the run's own, fitted on validation; None without one, or one of other weights.
     """
 
     folder: RunDir
@@ -65,6 +70,7 @@ class Facts:
     splits: list[dict[str, str]]
     predictions: dict[str, Predictions]
     calibrated: dict[str, Predictions]
+    calibration: Calibration | None
 
     @property
     def datasets(self) -> dict[str, Dataset]:
@@ -113,6 +119,11 @@ class Facts:
         return tuple(name for name in dict.fromkeys((self.primary, *usual)) if name in known)
 
     @property
+    def rejoined(self) -> list[str]:
+        """The datasets that were scored in other classes than the run's."""
+        return [name for name, found in self.datasets.items() if tuple(found.classes) != tuple(self.classes)]
+
+    @property
     def knows_patients(self) -> bool | None:
         """Whether the table names patients; None when there is no splits.csv to tell."""
         return any(row.get("patient") for row in self.splits) if self.splits else None
@@ -121,6 +132,18 @@ class Facts:
         """One score; without a value when it is not there."""
         found = self.metrics.datasets.get(dataset)
         return found.metrics.get(name, Score()) if found else Score()
+
+    def warnings(self, dataset: str) -> list[str]:
+        """What evaluating a dataset warned of; photographs are named by their row, for names may be of people."""
+        table = self.predictions.get(dataset)
+        rows = {name: row for row, name in enumerate(table.images, 2)} if table is not None else {}
+
+        def unnamed(found: re.Match[str]) -> str:
+            known = [f"row {rows[name]}" if name in rows else name for name in found[1].split(", ")]
+            return f"({SAME_BYTES}: {', '.join(known)})"
+
+        pattern = re.compile(rf"\({SAME_BYTES}: (.*)\)")
+        return [pattern.sub(unnamed, text) for text in self.metrics.datasets[dataset].warnings]
 
     def parts(self) -> list[Part]:
         """The splits of the run's own data, with all their images."""
@@ -134,7 +157,7 @@ class Facts:
         for name, one in self.outside.items():
             sizes = [sum(row) for row in one.confusion_matrix]
             counts = dict(zip(one.classes, sizes, strict=True)) if len(sizes) == len(one.classes) else {}
-            found.append(Part(name, one.n, one.patients, counts, one.unlabelled))
+            found.append(Part(name, one.n, one.patients, counts, one.unlabelled, one.left_out))
         return found
 
 
@@ -170,18 +193,23 @@ def read_facts(path: Path | str) -> Facts:
         history=folder.read_history(),
         splits=folder.read_splits(),
         predictions=tables,
-        calibrated={name: _calibrated(folder, table, metrics.datasets.get(name)) for name, table in tables.items()},
+        calibrated={name: _calibrated(folder, table, metrics.datasets[name]) for name, table in tables.items()},
+        calibration=_calibration(folder, None),
     )
 
 
-def _calibrated(folder: RunDir, table: Predictions, found: Dataset | None) -> Predictions:
-    """The table calibrated as its scores were; as it is where that calibration is gone, or of other weights."""
-    fitted_on = None if found is None or found.calibrated_by is None else found.calibrated_by.dataset
+def _calibration(folder: RunDir, site: str | None) -> Calibration | None:
     try:
-        site = None if fitted_on in (None, "val") else fitted_on
-        calibration = folder.read_calibration(site) if folder.best.is_dir() else None
+        return folder.read_calibration(site) if folder.best.is_dir() else None
     except UserError:
-        calibration = None
+        return None
+
+
+def _calibrated(folder: RunDir, table: Predictions, found: Dataset) -> Predictions:
+    """The table calibrated as its scores were; as it is where that calibration is gone, or of other weights or
+    classes: what was fitted for the run's classes says nothing of others that some of them were joined to."""
+    fitted_on = None if found.calibrated_by is None else found.calibrated_by.dataset
+    calibration = _calibration(folder, None if fitted_on in (None, VAL) else fitted_on)
     fits = calibration is not None and calibration.classes == tuple(table.classes)
     return calibration.apply(table) if calibration is not None and fits else table
 

@@ -12,7 +12,7 @@ from eyetune.errors import ConfigError
 from eyetune.pages.page import write_page
 from eyetune.report import glossary
 from eyetune.report.facts import VAL, Facts, read_facts
-from eyetune.report.page import Range, score_range
+from eyetune.report.spans import Spans, spans
 from eyetune.report.words import summarise, title
 
 
@@ -59,18 +59,21 @@ def _row(folder: Path, facts: Facts, page: Path) -> Row:
     return Row(quote(there), title(facts), folder.name, levels.count("bad"), levels.count("warn"))
 
 
-def _ranges(runs: Sequence[Facts]) -> list[tuple[str, str, list[Range]]]:
+def _ranges(runs: Sequence[Facts]) -> list[tuple[str, str, Spans]]:
     """(metric, dataset, a line a run), the runs' own validation left out."""
     names = dict.fromkeys(name for facts in runs for name in facts.headline)
     datasets = dict.fromkeys(name for facts in runs for name in facts.datasets if name != VAL)
     result = []
     for name in names:
         for dataset in datasets:
-            lines = [
-                score_range(name, facts.folder.path.resolve().name, facts.score(dataset, name))
-                for facts in runs
-                if dataset in facts.datasets
-            ]
-            if any(line.score.value is not None for line in lines):
+            lines = spans(
+                name,
+                [
+                    (facts.folder.path.resolve().name, facts.score(dataset, name))
+                    for facts in runs
+                    if dataset in facts.datasets
+                ],
+            )
+            if lines.known:
                 result.append((name, dataset, lines))
     return result

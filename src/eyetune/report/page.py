@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from eyetune.errors import UserError
-from eyetune.metrics.metric import METRICS
 from eyetune.metrics.predictions import Predictions
 from eyetune.pages.page import write_page
 from eyetune.report import curves, glossary
 from eyetune.report.card import write_card
 from eyetune.report.content import Dataset, Score
-from eyetune.report.facts import VAL, Facts, read_facts
+from eyetune.report.facts import TEST, VAL, Facts, read_facts
 from eyetune.report.heat import read_heat_maps
 from eyetune.report.mistakes import Album, Case, furthest_mistakes, surest_mistakes
-from eyetune.report.words import plural, shared_patients, summarise, table_name, title
+from eyetune.report.spans import Spans, spans
+from eyetune.report.words import calibration_words, plural, shared_patients, summarise, table_name, title
 from eyetune.train.rundir import RunDir
 
 
@@ -33,17 +33,6 @@ class Options:
 
     pictures: bool = True
     names: bool = False
-
-
-@dataclass(frozen=True)
-class Range:
-    """A score on a line from `low` to `high`: where it and the ends of its interval lie, in percent of the line."""
-
-    dataset: str
-    score: Score
-    at: float | None = None
-    start: float | None = None
-    width: float | None = None
 
 
 def write_report(path: Path | str, options: Options | None = None) -> Path:
@@ -93,6 +82,10 @@ def run_page(facts: Facts, options: Options) -> dict[str, Any]:
         "ranges": ranges(facts),
         "datasets": datasets,
         "gaps": gaps(facts),
+        "reference": facts.metrics.generalization.reference if facts.metrics.generalization else None,
+        "joined": facts.metrics.generalization.joined_reference if facts.metrics.generalization else {},
+        "judged": facts.judged_on,
+        "calibration": calibration_words(facts.calibration) if facts.calibration is not None else None,
         "every": every_metric(facts),
         "missing_pictures": album.missing,
         "heat": heat,
@@ -183,34 +176,14 @@ def leaks(facts: Facts) -> list[Leak]:
 # --- the scores ----------------------------------------------------------------------------------------------------
 
 
-def ranges(facts: Facts) -> list[tuple[str, list[Range]]]:
+def ranges(facts: Facts) -> list[tuple[str, Spans]]:
     """The headline metrics: for each a line a dataset."""
-    result = []
-    for name in facts.headline:
-        lines = [
-            score_range(name, dataset, found.metrics.get(name, Score())) for dataset, found in facts.datasets.items()
-        ]
-        if any(line.score.value is not None for line in lines):
-            result.append((name, lines))
-    return result
-
-
-def score_range(name: str, dataset: str, score: Score) -> Range:
-    """On 0..1; on -1..1 for what lies below 0; without a line for a score that has no upper end."""
-    low = min(0.0, *(value for value in (score.value, *score.ci) if value is not None), 0.0)
-    high = METRICS.get(name).high if name in METRICS else float("inf")
-    if score.value is None or high == float("inf"):
-        return Range(dataset, score)
-    low = -1.0 if low < 0 else 0.0
-
-    def place(value: float) -> float:
-        return round(100 * min(max((value - low) / (high - low), 0.0), 1.0), 2)
-
-    at = place(score.value)
-    if score.ci[0] is None or score.ci[1] is None:
-        return Range(dataset, score, at)
-    start = place(score.ci[0])
-    return Range(dataset, score, at, start, round(place(score.ci[1]) - start, 2))
+    names = {dataset: f"{dataset} *" if dataset in facts.rejoined else dataset for dataset in facts.datasets}
+    found = [
+        (name, spans(name, [(shown, facts.score(dataset, name)) for dataset, shown in names.items()]))
+        for name in facts.headline
+    ]
+    return [(name, lines) for name, lines in found if lines.known]
 
 
 def gaps(facts: Facts) -> list[tuple[str, dict[str, Score]]]:
@@ -222,6 +195,7 @@ def gaps(facts: Facts) -> list[tuple[str, dict[str, Score]]]:
     return [
         (dataset, {name: found[name] for name in wanted if name in found and found[name].value is not None})
         for dataset, found in known.external.items()
+        if dataset in facts.datasets and known.reference in facts.datasets
     ]
 
 
@@ -242,7 +216,9 @@ def _dataset(facts: Facts, name: str, found: Dataset, album: Album) -> dict[str,
         far = album.gallery(name, _with(calibrated, furthest_mistakes(table)))
     return {
         "name": name,
+        "title": {TEST: "Test split", VAL: "Validation split"}.get(name, f"Outside dataset “{name}”"),
         "scores": found,
+        "warnings": facts.warnings(name),
         "charts": charts,
         "matrix": _matrix(found),
         "sure": sure,

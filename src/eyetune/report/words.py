@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from eyetune.metrics.metric import METRICS
 from eyetune.metrics.scores import is_graded_dr
 from eyetune.report.content import Dataset, Score
 from eyetune.report.facts import TEST, VAL, Facts
 from eyetune.report.glossary import label
+from eyetune.train.leaks import SAME_BYTES, unnamed_patients
+
+if TYPE_CHECKING:
+    from eyetune.metrics.calibration import Calibration
 
 #: Below so many test images a share is known to ten percentage points either way at best (1.96 * sqrt(0.25 / 100)).
 FEW_IMAGES = 100
@@ -75,6 +79,17 @@ def table_name(facts: Facts) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 patient`, `2 patients`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def calibration_words(calibration: Calibration) -> str:
+    """`temperature 1.31 (95 % interval 1.10 to 1.55), fitted on 80 photographs of val`."""
+    low, high = calibration.temperature.ci
+    ends = "" if low is None or high is None else f" (95 % interval {low:.2f} to {high:.2f})"
+    sample = calibration.fitted_on
+    return (
+        f"temperature {calibration.temperature.value:.2f}{ends}, fitted on {plural(sample.n, 'photograph')} of "
+        f"{sample.dataset}"
+    )
 
 
 def listed(names: list[str], most: int = 8) -> str:
@@ -172,6 +187,8 @@ def _whom(facts: Facts, name: str | None) -> str:
     if name != TEST:
         who = f" of {plural(found.patients, 'patient')}" if found.patients else ""
         return f"On {images}{who} of the outside dataset “{name}”: the run has no test split of its own."
+    if shared_patients(facts) or any(SAME_BYTES in text for text in found.warnings):
+        return f"On {images}, some of which, or of whose patients, it was trained or chosen on: see below."
     if found.patients:
         return f"On {images} of {plural(found.patients, 'patient')}, none of whom it was trained on."
     return f"On {images} it was not trained on. Their patients are not known, so some may be the same people."
@@ -195,22 +212,29 @@ def _sure(facts: Facts, name: str | None) -> str:
 def _elsewhere(facts: Facts) -> Iterator[str]:
     gaps = facts.metrics.generalization
     for name, found in facts.outside.items():
+        if gaps is not None and name == gaps.reference:
+            continue
         score = facts.score(name, facts.primary)
         text = f"On “{name}” ({plural(found.n, 'photograph')}): {label(facts.primary)} {with_interval(score)}."
         gap = gaps.external.get(name, {}).get(facts.primary) if gaps else None
-        if gap is not None and gap.value is not None:
-            text += f" {_gap_words(gap)}"
+        if gaps is not None and gap is not None and gap.value is not None:
+            where = "on its own test split" if gaps.reference == TEST else f"on “{gaps.reference}”"
+            if name in gaps.joined_reference:
+                there = gaps.joined_reference[name].metrics.get(facts.primary, Score()).value
+                where += " with the same classes joined" + ("" if there is None else f", {there:.3f}")
+            text += f" {_gap_words(gap, where)}"
         yield text
 
 
-def _gap_words(gap: Score) -> str:
+def _gap_words(gap: Score, where: str) -> str:
     assert gap.value is not None
     low, high = gap.ci
-    ends = "" if low is None or high is None else f" (95 % interval {low:+.3f} to {high:+.3f})"
+    ends = "" if low is None or high is None else f" (95 % interval of what is lost: {low:+.3f} to {high:+.3f})"
+    ends = ends.replace("-", "−")
     worse = "worse" if gap.value > 0 else "better"
     if not ends or low is None or high is None or low <= 0 <= high:
-        return f"That is {abs(gap.value):.3f} {worse} than on its own test split{ends}: this may be chance."
-    return f"That is {abs(gap.value):.3f} {worse} than on its own test split{ends}."
+        return f"That is {abs(gap.value):.3f} {worse} than {where}{ends}: this may be chance."
+    return f"That is {abs(gap.value):.3f} {worse} than {where}{ends}."
 
 
 # --- what not to believe -------------------------------------------------------------------------------------------
@@ -221,14 +245,31 @@ def _cautions(facts: Facts) -> Iterator[Caution]:
     for name, found in facts.datasets.items():
         if name != VAL:
             yield from _about_scores(facts, name, found)
-        for text in found.warnings:
-            yield Caution("bad" if "train" in text.lower() else "warn", f"{name}: {text}")
+            yield from _about_warnings(name, facts.warnings(name))
     yield from _about_outside(facts)
+    yield from _about_calibration(facts)
     if facts.card is not None and facts.card.weights == "random":
         yield Caution("bad", "The network began untrained (weights: random): this is a trial, not a foundation model.")
     elif facts.card is not None and facts.card.backbone == "nano":
         yield Caution(
             "warn", "nano has seen drawn eyes only before this run. For real photographs take a foundation model."
+        )
+
+
+def _about_warnings(name: str, texts: Iterable[str]) -> Iterator[Caution]:
+    """What evaluating warned of. That the run's own table names no patients is said of the data already."""
+    for text in texts:
+        if name != TEST or text not in unnamed_patients([None]):
+            yield Caution("bad" if "the run was trained" in text else "warn", f"{name}: {text}")
+
+
+def _about_calibration(facts: Facts) -> Iterator[Caution]:
+    if facts.calibration is not None and facts.calibration.fitted_on.n < FEW_IMAGES:
+        sample = facts.calibration.fitted_on
+        yield Caution(
+            "warn",
+            f"Calibration, thresholds and prediction sets rest on {plural(sample.n, 'photograph')} of "
+            f"{sample.dataset}: expect other sensitivities and coverages than they aim at.",
         )
 
 
@@ -243,7 +284,9 @@ def _about_data(facts: Facts) -> Iterator[Caution]:
     same = facts.data.get("identical", {})
     where = {row.get("image", ""): row.get("split", "") for row in facts.splits}
     crossing = [{where.get(name, "") for name in group} for group in same.get("across_splits", [])]
-    if tested := [splits for splits in crossing if TEST in splits or not facts.splits]:
+    tested = [splits for splits in crossing if TEST in splits or not facts.splits]
+    said = TEST in facts.datasets and any(SAME_BYTES in text for text in facts.metrics.datasets[TEST].warnings)
+    if tested and not said:
         text = f"{plural(len(tested), 'photograph')} of the test split also in another split, under another name"
         yield Caution("bad", f"{text}: the test met images that training or the choice of the epoch had seen.")
     if rest := len(crossing) - len(tested):

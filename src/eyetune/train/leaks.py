@@ -23,6 +23,10 @@ LEARNT_FROM = ("train", "val")
 """The splits a run has seen: one taught it, the other chose its epoch."""
 
 
+SAME_BYTES = "the very same bytes"
+"""In every warning of photographs that were seen in training."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a run learnt from.
@@ -71,8 +75,8 @@ def overlap(records: Sequence[Record], seen: Seen, cache: Cache | None = None) -
     if same := same_photographs(records, seen.records, cache):
         names = ", ".join(record.name for record in same[:3]) + (", …" if len(same) > 3 else "")
         found.append(
-            f"{len(same)} of its {len(records)} photographs were among those the run was trained or chosen on (the "
-            f"very same bytes: {names}). Its scores come out too good; leave them out."
+            f"{len(same)} of its {len(records)} photographs were among those the run was trained or chosen on "
+            f"({SAME_BYTES}: {names}). Its scores come out too good; leave them out."
         )
     mine = {record.patient for record in records if record.patient is not None}
     if shared := mine & seen.patients:

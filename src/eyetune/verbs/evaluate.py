@@ -213,8 +213,11 @@ def evaluate(
         seen = Seen.of_run(run.folder) if run.folder.main else Seen()
         tables, about = {}, {}
         for name, manifest in labelled.items():
-            doubts = warnings_of(run, manifest, found[name], seen) + calibrated_on(manifest.records, site, run.cache)
-            about[name] = found[name].to_dict() | {"warnings": doubts}
+            about[name] = found[name].to_dict() | {
+                "left_out": [{"why": why, "images": count} for why, count in manifest.left_out],
+                "warnings": warnings_of(run, manifest, found[name], seen)
+                + calibrated_on(manifest.records, site, run.cache),
+            }
             table = predict(run, manifest, found[name], workers, batch_size)
             tables[name] = replace(table, traits=traits[name])
         if own:
