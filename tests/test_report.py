@@ -146,6 +146,13 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
         assert part not in words
 
 
+def test_a_site_of_its_own_calibration_is_named(tmp_path: Path) -> None:
+    extras = EVERYTHING | {"calibrated_by": {"dataset": "clinic b", "n": 80}}
+    words = plain(written(run_folder(tmp_path / "run", extras={"handheld": extras}, pictures=False)))
+    assert "are those fitted for “clinic b”, on 80 photographs of it, not the run's own" in words
+    assert "Each threshold was chosen on “clinic b” to reach the target there" in words
+
+
 def test_a_run_without_a_checkpoint_or_with_a_foreign_configuration_is_shown_too(tmp_path: Path) -> None:
     import shutil
 
