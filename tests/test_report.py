@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +17,7 @@ from browser_kit import content_width, needs_browser, screenshot, to_pdf
 from report_kit import EVERYTHING, GRADES, comparison_folder, predictions, run_folder
 
 from eyetune.cli import main
-from eyetune.errors import RunError
+from eyetune.errors import RunError, UserError
 from eyetune.report.content import Metrics
 from eyetune.report.facts import read_facts
 from eyetune.report.mistakes import examples, furthest_mistakes, surest_mistakes
@@ -230,6 +232,21 @@ def test_pictures_can_be_left_out_and_stay_out(tmp_path: Path) -> None:
     refresh(folder)  # what evaluate does
     assert "<img" not in folder.report_file.read_text()
     assert "<img" in written(folder, Options())
+
+
+def test_a_disk_that_takes_no_report_ends_in_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eyetune.report.page import refresh
+
+    folder = run_folder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *given: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no room")))
+        with pytest.raises(UserError, match=r"the disk is full(.|\n)*eyetune report "):
+            refresh(folder)
+    folder.metrics_file.write_text("{")  # what is wrong with the run itself is only said
+    refresh(folder)
+    assert "no report was written" in capsys.readouterr().err
 
 
 def test_photographs_that_are_gone_are_said_to_be(tmp_path: Path) -> None:

@@ -56,10 +56,13 @@ def write_report(path: Path | str, options: Options | None = None) -> Path:
 
 def refresh(folder: RunDir) -> None:
     """Write the report of a run that was just scored, and say where. What is wrong with it is said, not raised: the
-    scores are safe."""
+    scores are safe. Raises UserError where the disk takes no more: nobody may think that all is well."""
     try:
         print(f"report: {write_report(folder.path)}")
     except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            again = f"The scores are whole. Write their report with: eyetune report {folder.path}"
+            raise UserError(f"{error}\n{again}") from error
         print(f"eyetune: no report was written. {error}", file=sys.stderr)
 
 
