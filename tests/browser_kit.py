@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,18 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), "")
 
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian: apt-get install chromium)")
+
+def _runs(path: str) -> bool:
+    """Whether it is a browser: on some systems the name leads to a note on how to install one."""
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and _runs(CHROMIUM)), reason="no Chromium here (Debian: apt-get install chromium)"
+)
 
 _FLAGS = [
     "--headless",
@@ -49,24 +61,55 @@ def dom(page: Path) -> str:
     return _run("--dump-dom", page.resolve().as_uri())
 
 
-def content_width(page: Path, window: int) -> int:
-    """Pixels that the page's content is wide in a window of so many: more than that would have to be scrolled.
+@dataclass(frozen=True)
+class Measured:
+    """What a browser made of a page.
+
+    Attributes:
+        width: pixels that its content is wide: more than the window would have to be scrolled.
+        smallest: pixels of its smallest visible text, that in drawings at the size they are shown at.
+        pictures: how many it shows.
+        broken: how many of them could not be decoded.
+    """
+
+    width: int
+    smallest: float
+    pictures: int
+    broken: int
+
+
+_MEASURE = """
+const page = this.contentDocument, sizes = [];
+const walk = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
+while (walk.nextNode()) {
+  const box = walk.currentNode.parentElement;
+  if (!walk.currentNode.data.trim() || !box.getClientRects().length) continue;
+  const scale = box.ownerSVGElement ? box.getScreenCTM().a : 1;
+  sizes.push(scale * parseFloat(page.defaultView.getComputedStyle(box).fontSize));
+}
+const pictures = [...page.images];
+document.title = 'measured ' + [page.documentElement.scrollWidth, Math.min(...sizes), pictures.length,
+  pictures.filter(one => !one.naturalWidth).length].join(' ');
+"""
+
+
+def measured(page: Path, window: int) -> Measured:
+    """The page in a window of so many pixels.
 
     The page lies in a frame, for a window of Chromium is never narrower than 500 pixels; a script beside the frame
     measures, for the page itself may run none.
     """
     frame = html.escape(page.read_text(encoding="utf-8"), quote=True)
-    measure = "document.title = 'width ' + this.contentDocument.documentElement.scrollWidth"
     with tempfile.TemporaryDirectory() as folder:
         outer = Path(folder) / "outer.html"
         outer.write_text(
             f'<!doctype html><title></title><iframe width="{window}" height="800" frameborder="0" '
-            f'onload="{measure}" srcdoc="{frame}"></iframe>',
+            f'onload="{html.escape(_MEASURE, quote=True)}" srcdoc="{frame}"></iframe>',
             encoding="utf-8",
         )
-        found = re.search(r"<title>width (\d+)</title>", dom(outer))
+        found = re.search(r"<title>measured (\d+) ([\d.]+) (\d+) (\d+)</title>", dom(outer))
     assert found is not None, "the frame was not measured"
-    return int(found[1])
+    return Measured(int(found[1]), float(found[2]), int(found[3]), int(found[4]))
 
 
 def _run(*words: str) -> str:

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from browser_kit import content_width, needs_browser, screenshot, to_pdf
+from browser_kit import Measured, measured, needs_browser, screenshot, to_pdf
 from report_kit import EVERYTHING, GRADES, comparison_folder, predictions, run_folder
 
 from eyetune.cli import main
 from eyetune.errors import RunError, UserError
+from eyetune.report.comparison import write_comparison
 from eyetune.report.content import Metrics
 from eyetune.report.facts import read_facts
 from eyetune.report.mistakes import examples, furthest_mistakes, surest_mistakes
+from eyetune.report.overview import write_overview
 from eyetune.report.page import Options, write_report
 from eyetune.report.words import summarise
 
@@ -494,13 +496,24 @@ def test_the_page_reads_well_in_a_browser(tmp_path: Path) -> None:
     pdf = to_pdf(page, tmp_path / "page.pdf").read_bytes()
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 4
-    for window in (390, 1200):
-        assert content_width(page, window) <= window
+    comparison = write_comparison(comparison_folder(tmp_path / "cmp"))
+    overview = write_overview([folder.path], tmp_path / "overview.html")
+    for one in (page, comparison, overview):
+        for window in (390, 1200):
+            found = measured(one, window)
+            assert found.width <= window
+            assert found.smallest >= 11
+            assert not found.broken
+    assert measured(page, 390).pictures == page.read_text().count("<img ") > 8
 
 
 @needs_browser
 @pytest.mark.slow
 def test_a_page_that_is_too_wide_would_be_noticed(tmp_path: Path) -> None:
     page = tmp_path / "wide.html"
-    page.write_text('<!doctype html><body style="margin: 0"><div style="width: 700px">wide</div>', encoding="utf-8")
-    assert content_width(page, 390) == 700
+    page.write_text(
+        '<!doctype html><body style="margin: 0"><div style="width: 700px">wide <b style="font-size: 7px">tiny</b>'
+        '<img src="data:image/png;base64,AAAA"></div>',
+        encoding="utf-8",
+    )
+    assert measured(page, 390) == Measured(width=700, smallest=7, pictures=1, broken=1)
