@@ -1,7 +1,8 @@
-"""How many images a calibration needs, what a site's sample is best used for, and whether conformal sets cover.
+"""How many images a calibration needs, what a site's sample is best used for, and whether sets and intervals hold.
 
 All by simulation, with truths that are known: the classes are normal clouds, the model's logits are the exact posterior
-of its own clinic times a factor (2: twice too sure).
+of its own clinic times a factor (2: twice too sure). The studies behind the intervals are those of intervals.py:
+patients with two eyes that resemble each other.
 
     python benchmarks/calibration.py [--studies 400]
 """
@@ -10,16 +11,21 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from common import machine, markdown
+from intervals import study
 
-from eyetune.metrics.calibration import fit_calibration, trust
+from eyetune.metrics.calibration import fit_calibration, fit_site, trust
 from eyetune.metrics.conformal import LEVEL, fit_conformal
 from eyetune.metrics.intervals import Clusters
 from eyetune.metrics.outcomes import Floats, Outcomes
 from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.site import fit_scaling, unseen
+from eyetune.metrics.strangeness import Strangeness, strangeness_scores
 from eyetune.metrics.temperature import fit_shift, fit_temperature
 
 HOME = np.array([0.50, 0.10, 0.25, 0.08, 0.07])
@@ -34,6 +40,13 @@ def clinic(
     targets = rng.choice(5, size=n, p=shares)
     seen = signal * MEANS[targets] + rng.normal(size=(n, 4))
     return sharpness * (np.log(HOME) + seen @ MEANS.T - (MEANS**2).sum(axis=1) / 2), targets
+
+
+def table_of(logits: Floats, targets: Floats, patients: list[str] | None = None, **more: Any) -> Predictions:
+    """The table of predictions of grades 0 to 4."""
+    names = [str(i) for i in range(len(targets))]
+    none = [None] * len(names)
+    return Predictions(names, patients or none, none, targets, logits, "01234", **more)
 
 
 def nll(logits: Floats, targets: Floats) -> float:
@@ -67,17 +80,22 @@ def sites(studies: int) -> list[list[str]]:
     def tempered(logits: Floats, targets: Floats) -> tuple[float, Floats]:
         return fit_temperature(logits, targets)[0], np.zeros(5)
 
+    def decided(logits: Floats, targets: Floats) -> tuple[float, Floats]:
+        found = fit_scaling(table_of(logits, targets))
+        return found.temperature, np.zeros(5) if found.bias is None else found.bias
+
     ways: dict[str, Callable[[Floats, Floats], tuple[float, Floats]]] = {
         "the run's own": lambda logits, targets: (home, np.zeros(5)),
         "temperature": tempered,
         "and shifts, free": lambda logits, targets: fit_shift(logits, targets, width=100.0),
         "and shifts, held back": fit_shift,
+        "decided by cross-validation": decided,
     }
     rows = []
     for shares, name in ((HOME, "same shares"), (AWAY, "other shares")):
         rng = np.random.default_rng(2)
         test, truth = clinic(20_000, rng, shares, 1.5, signal=0.8)
-        for n in (20, 50, 100, 200, 500):
+        for n in (20, 30, 50, 100, 200, 500):
             samples = [clinic(n, rng, shares, 1.5, signal=0.8) for _ in range(studies // 2)]
             row = [name, str(n)]
             for way in ways.values():
@@ -97,8 +115,8 @@ def coverage(studies: int) -> list[list[str]]:
     rows = []
     for n in (20, 50, 100, 400):
         found: dict[str, list[float]] = {"fresh": [], "temperature": [], "epoch and temperature": []}
-        for study in range(studies):
-            rng = np.random.default_rng(study)
+        for seed in range(studies):
+            rng = np.random.default_rng(seed)
             logits, targets = clinic(n, rng, HOME, 2.0)
             test, truth = clinic(1000, rng, HOME, 2.0)
             epochs = rng.normal(size=(20, *logits.shape)), rng.normal(size=(20, *test.shape))
@@ -115,16 +133,114 @@ def coverage(studies: int) -> list[list[str]]:
     return rows
 
 
+def site_sets(studies: int) -> list[list[str]]:
+    """Mean coverage, on new images of the site, of conformal sets whose quantile comes from the images that the
+    temperature and shifts were fitted on, as fitted and as cross-validation gives them."""
+    rows = []
+    for shares, name in ((HOME, "same shares"), (AWAY, "other shares")):
+        for n in (30, 50, 100, 200):
+            rng = np.random.default_rng(n)
+            test, truth = clinic(5000, rng, shares, 1.5, signal=0.8)
+            covered: tuple[list[float], list[float]] = ([], [])
+            for _ in range(studies // 4):
+                logits, targets = clinic(n, rng, shares, 1.5, signal=0.8)
+                sample = table_of(logits, targets)
+                scaling = fit_scaling(sample)
+                there = shares_of(scaling(test))
+                for values, here in zip(covered, (scaling(logits), unseen(sample)), strict=True):
+                    clusters = Clusters.of([None] * n, targets)
+                    fitted, _ = fit_conformal(Outcomes(targets, shares_of(here)), clusters, "site")
+                    values.append(float(fitted.sets(there)[np.arange(len(truth)), truth].mean()))
+            rows.append([name, str(n), *(f"{np.mean(values):.1%} ± {np.std(values):.1%}" for values in covered)])
+    return rows
+
+
+def gains(studies: int) -> list[list[str]]:
+    """What `eyetune calibrate` says a site's calibration brings, against what it brings to new images of the site."""
+    own = fit_calibration(table_of(*clinic(1000, np.random.default_rng(1), HOME, 1.5)), "val", resamples=1)
+    rows = []
+    for shares, name in ((HOME, "same shares"), (AWAY, "other shares")):
+        for n in (50, 100, 200):
+            rng = np.random.default_rng(n)
+            test = table_of(*clinic(5000, rng, shares, 1.5, signal=0.8))
+            before = trust(test, own, resamples=0)["calibrated_metrics"]
+            found: dict[str, list[tuple[float, float, bool]]] = {"nll": [], "brier": [], "ece": []}
+            for _ in range(studies // 4):
+                fitted = fit_site(table_of(*clinic(n, rng, shares, 1.5, signal=0.8)), own, "site", resamples=200)
+                after = trust(test, fitted, resamples=0)["calibrated_metrics"]
+                for metric, values in found.items():
+                    said = fitted.brought.difference[metric]
+                    true = after[metric]["value"] - before[metric]["value"]
+                    values.append((said.value, true, said.ci[0] <= true <= said.ci[1]))
+            for metric, values in found.items():
+                said, true, held = np.mean(values, axis=0)
+                rows.append([name, str(n), metric, f"{true:+.3f}", f"{said:+.3f}", f"{held:.0%}"])
+    return rows
+
+
+def figures(found: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every value with an interval in what `trust` says."""
+    for key, value in found.items():
+        if isinstance(value, dict) and set(value) >= {"value", "ci"}:
+            yield f"{prefix}{key}", value
+        elif isinstance(value, dict):
+            yield from figures(value, f"{prefix}{key}: ")
+    for point in found.get("operating_points", ()):
+        yield from figures(point, f"{point['name']}: ")
+
+
+def held(studies: int) -> list[list[str]]:
+    """How often the 95% intervals of `trust` and of the temperature hold the true value: 150 patients, two eyes each,
+    everything fixed on another 400."""
+
+    def patients_of(count: int, seed: int) -> Predictions:
+        outcomes, names = study(count, seed)
+        return table_of(2 * np.log(outcomes.probabilities), outcomes.targets, names)
+
+    calibration = fit_calibration(patients_of(400, 10**6), "val", resamples=1)
+    large = patients_of(100_000, 10**6 + 1)
+    truth = {name: entry["value"] for name, entry in figures(trust(large, calibration, resamples=0))}
+    truth["temperature"] = fit_temperature(large.logits, large.targets)[0]
+    wanted = [name for name in truth if "grade >= " not in name or "grade >= 2" in name]
+    counts: dict[str, list[bool]] = {name: [] for name in wanted}
+    for seed in range(studies):
+        table = patients_of(150, seed)
+        found = dict(figures(trust(table, calibration, resamples=500, seed=seed)))
+        fitted = fit_calibration(table, "val", resamples=500, seed=seed)
+        found["temperature"] = {"ci": fitted.temperature.ci}
+        for name in wanted:
+            low, high = found[name]["ci"]
+            if low is not None:
+                counts[name].append(low <= truth[name] <= high)
+    rows = [[name, f"{truth[name]:.3f}", f"{np.mean(counts[name]):.1%}", str(len(counts[name]))] for name in wanted]
+    return [*rows, ["ood: auroc_against_val", *strange_held(studies)]]
+
+
+def strange_held(studies: int) -> list[str]:
+    """As :func:`held`, for scores of 60 validation patients and 100 others, two eyes each: normal, 0.7 apart."""
+
+    def scored(patients: int, rng: np.random.Generator, middle: float) -> Predictions:
+        own = np.repeat(rng.normal(size=patients), 2) * 0.8 + 0.6 * rng.normal(size=2 * patients)
+        names = [str(i // 2) for i in range(2 * patients)]
+        zeros = np.zeros(2 * patients, dtype=np.int64)
+        return table_of(np.zeros((2 * patients, 5)), zeros, names, ood=10 + middle + own)
+
+    rule = Strangeness(score="mahalanobis", threshold=10, chosen_on="val", fitted_on=100, tensors="")
+    true = NormalDist().cdf(0.7 / np.sqrt(2))
+    counts = []
+    for seed in range(studies):
+        rng = np.random.default_rng(seed)
+        found = strangeness_scores(rule, scored(100, rng, 0.7), scored(60, rng, 0.0), resamples=500)
+        low, high = found["auroc_against_val"]["ci"]
+        counts.append(low <= true <= high)
+    return [f"{true:.3f}", f"{np.mean(counts):.1%}", str(studies)]
+
+
 def cost(images: int) -> tuple[float, float]:
     """Processor seconds to fit on `images`, and to say what comes of it on as many."""
     rng = np.random.default_rng(0)
-    tables = []
-    for _ in range(2):
-        logits, targets = clinic(images, rng, HOME, 2.0)
-        names = [str(i) for i in range(images)]
-        tables.append(
-            Predictions(names, [str(i // 2) for i in range(images)], [None] * images, targets, logits, "01234")
-        )
+    names = [str(i // 2) for i in range(images)]
+    tables = [table_of(*clinic(images, rng, HOME, 2.0), names) for _ in range(2)]
     start = time.process_time()
     fitted = fit_calibration(tables[0], "val")
     between = time.process_time()
@@ -142,13 +258,12 @@ def main() -> None:
             ["validation images", "calibrated model", "1.5 times too sure", "twice too sure"], temperatures(studies)
         )
     )
-    print(
-        markdown(
-            ["site", "images", "the run's own", "temperature", "and shifts, free", "and shifts, held back"],
-            sites(studies),
-        )
-    )
+    ways = ["the run's own", "temperature", "and shifts, free", "and shifts, held back", "decided by cross-validation"]
+    print(markdown(["site", "images", *ways], sites(studies)))
     print(markdown(["validation images", "fresh", "temperature", "epoch and temperature"], coverage(studies)))
+    print(markdown(["site", "images", "as fitted", "by cross-validation"], site_sets(studies)))
+    print(markdown(["site", "images", "measure", "true gain", "told, mean", "interval held it"], gains(studies)))
+    print(markdown(["value", "true value", "held", "studies"], held(studies)))
     fitting, scoring = cost(10_000)
     print(f"level {LEVEL}; 10,000 predictions: {fitting:.1f} s to fit, {scoring:.1f} s to score (processor time)")
 

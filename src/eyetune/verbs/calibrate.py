@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,7 @@ def command(
         computing: Device, precision, workers, batch size, weights, cache.
     """
     from eyetune.data.loader import check_readable
+    from eyetune.metrics.labelmap import remarks
     from eyetune.terminal import show
     from eyetune.train.run import load_run
     from eyetune.verbs.evaluate import open_dataset, parse_dataset, parse_maps
@@ -89,7 +91,13 @@ def command(
             settings=trained.settings,
         )
         found = calibrate(
-            trained, name, readable, replace=replace, workers=computing.workers, batch_size=computing.batch_size
+            trained,
+            name,
+            readable,
+            doubts=remarks(meaning),
+            replace=replace,
+            workers=computing.workers,
+            batch_size=computing.batch_size,
         )
         if trained.runtime.is_main:
             print("\n".join(f"{name}: {note}" for note in readable.notes))
@@ -104,6 +112,7 @@ def calibrate(
     site: str,
     manifest: Manifest,
     *,
+    doubts: Sequence[str] = (),
     replace: bool = False,
     workers: Workers = "auto",
     batch_size: int = 32,
@@ -114,6 +123,7 @@ def calibrate(
         run: the trained run.
         site: what the calibration is called; it stands in calibration/SITE.json.
         manifest: the sample, with the run's classes; rows without a label are left out.
+        doubts: what else a reader of the calibration must not overlook.
         replace: write over a calibration of the same name.
         workers: processes that read images, or "auto".
         batch_size: images in one forward pass.
@@ -133,8 +143,8 @@ def calibrate(
         check_name(run, site, replace)
         seen = Seen.of_run(run.folder)
         refuse_seen(run, labelled, seen)
-        doubts = overlap(labelled.records, seen, run.cache)
-        doubts += unnamed_patients([record.patient for record in labelled])
+        shared = overlap(labelled.records, seen, run.cache)
+        unnamed = unnamed_patients([record.patient for record in labelled])
         table = run.predictions(labelled, workers=workers, batch_size=batch_size)
         found = fit_site(
             table,
@@ -144,7 +154,7 @@ def calibrate(
             photographs=digests(labelled.records, run.cache),
             seed=run.card.seed,
         )
-        found = found.model_copy(update={"warnings": (*doubts, *found.warnings)})
+        found = found.model_copy(update={"warnings": (*doubts, *shared, *unnamed, *found.warnings)})
         run.folder.write_calibration(found, site)
     return found
 
