@@ -17,11 +17,11 @@ from sklearn.calibration import calibration_curve
 
 from eyetune.metrics.calibration import fit_calibration, trust
 from eyetune.metrics.conformal import LEVEL, Conformal, conformal_scores, fit_conformal, quantile
-from eyetune.metrics.intervals import Clusters, intervals, resampled, shares
+from eyetune.metrics.intervals import Clusters, intervals, resampled, share_entries, shares, wilson
 from eyetune.metrics.operating import OperatingPoint, choose_points, point_scores, questions, threshold_for
 from eyetune.metrics.outcomes import Outcomes, Ranking
 from eyetune.metrics.predictions import Predictions
-from eyetune.metrics.reliability import error_by_chance, reliability_bins, wilson
+from eyetune.metrics.reliability import error_by_chance, reliability_bins
 from eyetune.metrics.scores import METRICS, score
 from eyetune.metrics.selective import RiskCoverage, selective_scores
 from eyetune.metrics.site import JUDGED
@@ -124,6 +124,21 @@ def test_shares_are_counted_and_get_the_intervals_of_the_slow_way() -> None:
     slow = intervals(outcomes, clusters, {"a": METRICS.get("accuracy")}, resamples=200, seed=5)["a"]
     assert fast["ci"] == pytest.approx(slow)
     assert fast["value"] == pytest.approx(right.mean())
+
+
+def test_shares_near_their_ends_have_intervals_worth_the_name() -> None:
+    """30 of 30 patients is not certainty; eyes that resemble each other are worth less than as many patients."""
+    clusters = Clusters.of([str(i // 2) for i in range(60)], np.zeros(60, dtype=np.int64))
+    whole = np.ones((60, 1), dtype=bool)
+    found = share_entries(clusters, whole, whole, resamples=50)[0]
+    assert found == {"value": 1.0, "ci": pytest.approx(wilson(1.0, 30))}
+    alike = np.repeat(np.arange(30) % 3 > 0, 2)[:, None]
+    apart = (np.arange(60) % 3 > 0)[:, None]
+    one, other = (share_entries(clusters, part, whole, resamples=2000)[0]["ci"] for part in (alike, apart))
+    assert one == pytest.approx(wilson(2 / 3, 30), abs=0.01)
+    assert other[1] - other[0] < one[1] - one[0]
+    assert share_entries(clusters, whole, ~whole, resamples=50) == [{"value": None, "ci": [None, None]}]
+    assert share_entries(clusters, whole, whole, resamples=0)[0]["ci"] == [None, None]
 
 
 # -- operating points --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from eyetune.metrics.intervals import Clusters, resampled, shares
+from eyetune.metrics.intervals import Clusters, share_entries
 from eyetune.metrics.outcomes import Floats, Outcomes
 from eyetune.metrics.part import Part
 
@@ -99,8 +99,7 @@ def conformal_scores(
     for name, mondrian in (("marginal", False), ("by_class", True)):
         sets = fitted.sets(outcomes.probabilities, by_class=mondrian)
         covered = sets[rows, outcomes.targets]
-        statistic = shares(whole & covered[:, None], whole)
-        found = resampled(clusters, {"coverage": statistic}, resamples=resamples, seed=seed)["coverage"]
+        found = share_entries(clusters, whole & covered[:, None], whole, resamples=resamples, seed=seed)
         sizes = sets.sum(axis=1)
         result[name] = {
             "coverage": found[0],

@@ -151,6 +151,49 @@ def shares(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Statistic:
     return statistic
 
 
+def share_entries(
+    clusters: Clusters,
+    part: NDArray[np.bool_],
+    whole: NDArray[np.bool_],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """M shares, of the images in `whole` bool[N, M] those in `part` bool[N, M], each with its 95% interval.
+
+    Wilson's interval with as many observations as would scatter as much as the resamples do (the design effect: Kish,
+    "Survey Sampling", 1965; Korn and Graubard, 1998), and with one a cluster where they do not scatter at all: by
+    percentiles, 30 of 30 would be "1.000 to 1.000". None for a share of nothing, and where more than 5% of the
+    resamples leave it without a value.
+
+    Returns M times {"value": x or None, "ci": [low, high] or [None, None]}.
+    """
+    statistic = shares(part, whole)
+    values = statistic(np.ones(len(clusters.of_image), dtype=np.int64))
+    drawn = np.array([statistic(counts) for counts in clusters.draws(resamples, seed)])
+    drawn = drawn.reshape(resamples, len(values))
+    entries = []
+    for column, value in enumerate(values.tolist()):
+        defined = drawn[~np.isnan(drawn[:, column]), column]
+        if math.isnan(value) or not len(defined) or len(defined) < FEWEST_DEFINED * resamples:
+            entries.append({"value": None if math.isnan(value) else value, "ci": [None, None]})
+            continue
+        inside, scatter = whole[:, column], float(defined.var())
+        observed = len(np.unique(clusters.of_image[inside]))
+        if scatter > 0 and 0 < value < 1:
+            observed = min(max(value * (1 - value) / scatter, 1.0), int(inside.sum()))
+        entries.append({"value": value, "ci": wilson(value, observed)})
+    return entries
+
+
+def wilson(share: float, n: float) -> list[float]:
+    """[low, high]: the 95% interval of a share seen in `n` >= 1 observations (Wilson, 1927)."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return [max(0.0, middle - half), min(1.0, middle + half)]
+
+
 def interval_entry(values: Floats, estimate: float) -> dict[str, Any]:
     """A value and its 95% interval as metrics.json has them; `values` float64[R] are those of the resamples."""
     defined = math.isfinite(estimate)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from eyetune.metrics.intervals import Clusters, resampled, shares
+from eyetune.metrics.intervals import Clusters, share_entries
 from eyetune.metrics.outcomes import Curve, Floats, Outcomes, Ranking
 from eyetune.metrics.part import Part
 
@@ -137,8 +137,7 @@ def point_scores(
         called, truth = point.called(outcomes.probabilities), point.is_positive(outcomes.targets)
         parts += [called & truth, ~called & ~truth, called & truth, ~called & ~truth]
         wholes += [truth, ~truth, called, ~called]
-    statistic = shares(np.stack(parts, axis=1), np.stack(wholes, axis=1))
-    entries = resampled(clusters, {"points": statistic}, resamples=resamples, seed=seed)["points"]
+    entries = share_entries(clusters, np.stack(parts, axis=1), np.stack(wholes, axis=1), resamples=resamples, seed=seed)
     rows = []
     for place, point in enumerate(points):
         row = point.model_dump(mode="json", exclude={"classes"})

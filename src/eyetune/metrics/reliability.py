@@ -7,13 +7,12 @@ et al., 2019.
 
 from __future__ import annotations
 
-import math
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eyetune.metrics.intervals import wilson
 from eyetune.metrics.outcomes import Certainty, Floats, Outcomes
 
 CALIBRATION_BINS = 15
@@ -56,14 +55,6 @@ def reliability_bins(outcomes: Outcomes, clusters: NDArray[np.int64]) -> list[di
             }
         )
     return rows
-
-
-def wilson(share: float, n: int) -> list[float]:
-    """[low, high]: the 95% interval of a share seen in `n` >= 1 observations (Wilson, 1927)."""
-    z = NormalDist().inv_cdf(0.975)
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def error_by_chance(outcomes: Outcomes, seed: int = 0) -> dict[str, float]:
