@@ -18,7 +18,7 @@ from torch import Tensor
 SCORE = "mahalanobis"
 
 MOST_IMAGES = 1000
-"""Training images that the cloud is fitted on, at most; 150 gave nearly the same scores as 361."""
+"""Training images that the cloud is fitted on, at most: it costs each of them one pass through the network."""
 
 FEWEST_IMAGES = 10
 """With fewer there is no cloud to speak of."""
