@@ -19,7 +19,7 @@ from train_kit import photographs
 from eyetune import processes
 from eyetune.config import Config
 from eyetune.errors import ConfigError, RunError
-from eyetune.runtime import Runtime
+from eyetune.runtime import ANSWER_WITHIN, Runtime
 from eyetune.verbs.finetune import check_split, share_batch
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -37,7 +37,7 @@ def eyetune(folder: Path, *words: str, count: int = 1, script: Path | None = Non
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=ANSWER_WITHIN.total_seconds(),
     )
 
 
@@ -186,7 +186,7 @@ def test_one_process_that_ends_takes_the_run_down_and_says_why(
     monkeypatch.setitem(ENVIRONMENT, "FAULT", fault)
     start = time.monotonic()
     done = eyetune(eyes, *options(str(tmp_path / "run"), **{"train.batch_size": 2}), count=2, script=script)
-    assert time.monotonic() - start < 90
+    assert time.monotonic() - start < ANSWER_WITHIN.total_seconds() / 2  # nobody waits for an answer
     assert done.returncode != 0
     said, _, summary = done.stderr.partition("eyetune FAILED" if "eyetune FAILED" in done.stderr else "FAILED")
     if fault == "killed":
