@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from eyetune.cli import main
 from eyetune.errors import RunError, UserError
 from eyetune.report.comparison import write_comparison
 from eyetune.report.content import Metrics
+from eyetune.report.curves import history_charts
 from eyetune.report.facts import read_facts
 from eyetune.report.mistakes import examples, furthest_mistakes, surest_mistakes
 from eyetune.report.overview import write_overview
@@ -284,9 +286,23 @@ def test_the_mistakes_shown_are_the_worst(tmp_path: Path) -> None:
     assert all(case.truth != case.called for case in shown[5:])
 
 
-def test_images_without_a_label_are_no_mistakes() -> None:
-    from dataclasses import replace
+def test_a_network_that_answers_one_class_is_shown_on_enough_photographs() -> None:
+    table = predictions(60)
+    table = replace(table, logits=np.eye(5)[np.zeros(60, dtype=int)])
+    shown = examples(table)
+    assert len(shown) == 8
+    assert [case.truth == case.called for case in shown] == [True] + [False] * 7
 
+
+def test_epochs_are_whole_numbers() -> None:
+    for count in (1, 2, 3, 40):
+        drawn = history_charts([{"epoch": n + 1, "train_loss": 1.0} for n in range(count)], "qwk")
+        words = [word for word in re.findall(r'text-anchor="middle">([^<]+)<', str(drawn[0])) if word != "Epoch"]
+        assert all(word.isdigit() for word in words)
+        assert len(words) == len(set(words)) >= 2
+
+
+def test_images_without_a_label_are_no_mistakes() -> None:
     table = predictions(20, skill=0.0)
     unknown = replace(table, targets=np.full(20, -1))
     assert surest_mistakes(unknown) == furthest_mistakes(unknown) == examples(unknown) == []
@@ -351,8 +367,6 @@ def test_without_a_test_split_nothing_is_claimed(tmp_path: Path) -> None:
 
 
 def test_classes_never_answered_or_never_tested_are_named(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     table = predictions(120, skill=3.0)
     logits = table.logits.copy()
     logits[:, 4] = -50
@@ -405,8 +419,6 @@ def test_the_model_card_is_read_by_the_hubs_own_library(tmp_path: Path) -> None:
 
 
 def test_a_licence_that_the_hub_does_not_know_is_other(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from eyetune.backbones import find_spec
     from eyetune.report.card import model_card
 

@@ -52,12 +52,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its words, its ends, and how its numbers are written."""
+    """One axis: its words, its ends, how its numbers are written, and whether there are but whole ones."""
 
     label: str
     low: float = 0.0
     high: float = 1.0
     number: Callable[[float], str] = "{:g}".format
+    whole: bool = False
 
 
 def plot(series: Sequence[Series], x: Axis, y: Axis, *, title: str, marks: Points = ()) -> Markup:
@@ -159,6 +160,8 @@ class _Frame:
         bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
         parts = []
         for value in ticks(self.x.low, self.x.high):
+            if self.x.whole and value % 1:
+                continue
             place = self.across(value)
             parts.append(f'<path class="grid-line" d="M{place} {_TOP}V{bottom}"/>')
             parts.append(f'<text x="{place}" y="{bottom + 14}" text-anchor="middle">{self.x.number(value)}</text>')

@@ -125,7 +125,7 @@ def history_charts(history: Sequence[Mapping[str, Any]], metric: str) -> list[Ma
     epochs = [float(row["epoch"]) if isinstance(row.get("epoch"), int) else n for n, row in enumerate(history, 1)]
     if not epochs:
         return []
-    across = Axis("Epoch", min(epochs[0], 1), max(epochs[-1], 2), number="{:.0f}".format)
+    across = Axis("Epoch", min(epochs[0], 1), max(epochs[-1], 2), whole=True)
     charts = []
     losses = {
         name: _column(history, column) for name, column in (("training", "train_loss"), ("validation", "val_loss"))

@@ -69,14 +69,16 @@ def furthest_mistakes(predictions: Predictions, most: int = MOST) -> list[Case]:
 
 
 def examples(predictions: Predictions, each: int = 1) -> list[Case]:
-    """The surest right answers of each class, then as many of the surest mistakes: what heat maps are drawn for."""
+    """The surest right answers of each class, then as many of the surest mistakes or more: what heat maps are of."""
     right = np.flatnonzero(predictions.predicted == predictions.targets)
     confidence = _confidence(predictions)
     chosen: list[int] = []
     for k in range(len(predictions.classes)):
         of_class = right[predictions.targets[right] == k]
         chosen += of_class[np.argsort(-confidence[of_class], kind="stable")][:each].tolist()
-    return [_case(predictions, index) for index in chosen] + surest_mistakes(predictions, len(chosen) or MOST)
+    return [_case(predictions, index) for index in chosen] + surest_mistakes(
+        predictions, max(len(chosen), MOST - len(chosen))
+    )
 
 
 def shown(predictions: Predictions) -> list[Case]:
