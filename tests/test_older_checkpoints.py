@@ -338,16 +338,19 @@ def test_evaluate_takes_a_checkpoint_file(base: nn.Module, tmp_path: Path, capsy
     file = save(tmp_path / "old.pth", model.state_dict())
     photographs = data_kit.photographs(tmp_path / "images", 12)
     rows = [f"{record.image.name},{('healthy', 'glaucoma')[record.label or 0]}" for record in photographs]
+    rows[-1] = f"{photographs[-1].image.name},blurred"
     (tmp_path / "t.csv").write_text("image,label\n" + "\n".join(rows) + "\n")
-    words = ["--data", f"clinic={tmp_path / 't.csv'}", "--workers", "0", "--device", "cpu", "--no-cache"]
+    said = "clinic=healthy:healthy,glaucoma:glaucoma,blurred:null"
+    words = ["--data", f"clinic={tmp_path / 't.csv'}", "--map", said, "--workers", "0", "--device", "cpu", "--no-cache"]
     run = str(tmp_path / "run")
     assert main(["evaluate", str(file), "--out", run, "--classes", "healthy,glaucoma", *words]) == 0
     said = capsys.readouterr().out
     assert "assumed: the file does not say its network" in said
     assert "what the run was trained on is not known" in said
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())["datasets"]["clinic"]
-    assert metrics["n"] == 12
-    assert np.array(metrics["confusion_matrix"]).sum() == 12
+    assert metrics["n"] == 11
+    assert np.array(metrics["confusion_matrix"]).sum() == 11
+    assert "blurred → left out" in (tmp_path / "run" / "report.html").read_text()
     assert main(["predict", run, str(tmp_path / "images"), "--workers", "0", "--device", "cpu"]) == 0
     assert main(["evaluate", run, *words]) == 0
     assert main(["evaluate", run, "--out", str(tmp_path / "more"), *words]) == 2
