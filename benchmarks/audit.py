@@ -9,6 +9,7 @@ import argparse
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from common import machine, markdown
 
 from eyetune import load_backbone
 from eyetune.data.audit import hashes
-from eyetune.data.audit.copies import Views, register
+from eyetune.data.audit.copies import AGREE, Views, examine, register
 from eyetune.data.audit.looks import view_of
 from eyetune.data.audit.run import Audit, audit
 from eyetune.data.config import DataConfig
@@ -125,8 +126,7 @@ def evidence(folders: list[Path], eyes: int) -> None:
     """What tells copies from strangers: the correlation after registration, against the cosine of nano's features."""
     rows: list[list[object]] = []
     for folder in folders:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".png"))[:eyes]
-        photos = [read_image(path, short_side=512) for path in files]
+        photos = [read_image(path, short_side=512) for path in files_of(folder)[:eyes]]
         rows += compare(folder.parent.name if folder.name == "images" else folder.name, photos)
     drawn = [sample(3, patient, eye, "clinic", 256).image for patient in range(eyes // 2) for eye in "RL"]
     rows += compare("drawn eyes, fellows among them", drawn)
@@ -136,7 +136,7 @@ def evidence(folders: list[Path], eyes: int) -> None:
 
 
 def compare(name: str, photos: list[Photo]) -> list[list[object]]:
-    """Six alterations of each photograph, and the strangers whose hashes are nearest."""
+    """Four alterations of each photograph, and the strangers whose hashes are nearest."""
     altered = [change(photo) for photo in photos for change in ALTERED]
     views = [view_of(photo, find_field(photo)) for photo in [*photos, *altered]]
     values = np.stack([hashes.frequencies(view) for view in views[: len(photos)]])
@@ -162,6 +162,47 @@ def ends(same: list[float], strangers: list[float]) -> list[object]:
     return [min(same), float(np.percentile(same, 1)), float(np.percentile(strangers, 99.9)), max(strangers)]
 
 
+def reach(folders: list[Path], eyes: int) -> None:
+    """How far a copy may be altered until it is no longer found, from hash to decision, on real photographs."""
+    photos = [read_image(path, short_side=340) for folder in folders for path in files_of(folder)[:eyes]]
+    views = [view_of(photo, find_field(photo)) for photo in photos]
+    hashed = [hashes.frequencies(view) for view in views]
+    rows: list[list[object]] = []
+    for name, change in REACH.items():
+        copies = [view_of(copy, find_field(copy)) for copy in (np.ascontiguousarray(change(photo)) for photo in photos)]
+        near = hashes.candidates(np.stack([*hashed, *map(hashes.frequencies, copies)]))
+        shown = Views(dict(enumerate([*views, *copies])))
+        found, strangers = set(), 0
+        for one, other, flip, crop in zip(*(column.tolist() for column in near[:4]), strict=True):
+            result = examine(shown, one, other, flip, crop)
+            if result is not None and result.agreement >= AGREE:
+                found |= {one % len(views)} if abs(one - other) == len(views) else set()
+                strangers += one % len(views) != other % len(views)
+        rows.append([name, len(photos), share(len(found), len(photos)), strangers])
+    print()
+    print(markdown(["alteration", "photographs", "found", "strangers taken for copies"], rows))
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
+
+
+def turned(photo: Photo, degrees: float) -> Photo:
+    height, width = photo.shape[:2]
+    warp = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
+    return np.asarray(cv2.warpAffine(photo, warp, (width, height)), np.uint8)
+
+
+def within(photo: Photo, part: float) -> Photo:
+    """Borders off the field of view itself, black surroundings gone."""
+    field = find_field(photo)
+    return cropped(np.ascontiguousarray(photo[field.top : field.bottom, field.left : field.right]), part)
+
+
+def brighter(photo: Photo, times: float) -> Photo:
+    return np.clip(photo * times, 0, 255).astype(np.uint8)
+
+
 def recompressed(photo: Photo) -> Photo:
     content = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 45])[1]
     return np.ascontiguousarray(cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1])
@@ -177,6 +218,17 @@ def half(photo: Photo) -> Photo:
 
 
 ALTERED = (half, recompressed, lambda photo: cropped(photo, 0.03), lambda photo: cropped(photo, 0.06))
+REACH = {
+    "half the size, JPEG quality 45, mirrored": lambda photo: recompressed(half(photo))[:, ::-1],
+    "half as bright": lambda photo: brighter(photo, 0.5),
+    "1.5 times as bright": lambda photo: brighter(photo, 1.5),
+    "blurred by 2 of 340 pixels": lambda photo: cv2.GaussianBlur(photo, (0, 0), 2),
+    **{
+        f"{part:.0%} off each border of the field": partial(within, part=part)
+        for part in (0.03, 0.06, 0.09, 0.12, 0.15)
+    },
+    **{f"turned by {degrees} degrees": partial(turned, degrees=degrees) for degrees in (1, 3, 5, 8)},
+}
 
 
 @torch.inference_mode()
@@ -210,6 +262,8 @@ def main() -> None:
         growth([int(word) for word in given.hashes.split(",")])
     if given.eyes:
         evidence(given.photos, given.eyes)
+    if given.eyes and given.photos:
+        reach(given.photos, given.eyes)
 
 
 if __name__ == "__main__":

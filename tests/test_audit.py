@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from eyetune.cli import main
 from eyetune.data.audit import judge
-from eyetune.data.audit.judge import Entry
 from eyetune.data.audit.reading import read_sheet
+from eyetune.data.audit.rows import Entry, make_group
 from eyetune.data.config import DataConfig
 from eyetune.data.phantom import write_cohort
 from eyetune.data.record import Record
@@ -333,26 +333,27 @@ def entry(part: str, split_: str | None, label: str | None = "0", patient: str |
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "flags"),
+    ("one", "other", "flags", "said"),
     [
-        (entry("train", "train"), entry("test", "test"), (False, True, False)),
-        (entry("train", "train", "0"), entry("train", "train", "1"), (True, False, False)),
-        (entry("train", "train"), entry("train", "train"), (False, False, False)),
-        (entry("", None), entry("", None), (False, False, True)),
-        (entry("", None, patient="P"), entry("", None, patient="P"), (False, False, False)),
-        (entry("", None, patient="P"), entry("", None, patient="Q"), (False, False, True)),
-        (entry("a", None), entry("b", None, sheet=1), (False, True, False)),
-        (entry("a", "train"), entry("b", "train", sheet=1), (False, False, False)),
-        (entry("a", "train", None), entry("b", "test", "1", sheet=1), (False, True, False)),
+        (entry("train", "train"), entry("test", "test"), (False, True, False), "in different splits"),
+        (entry("train", "train", "0"), entry("train", "train", "1"), (True, False, False), "in one split, with diff"),
+        (entry("train", "train"), entry("train", "train"), (False, False, False), "in one split"),
+        (entry("", None), entry("", None), (False, False, True), "that a random split would part"),
+        (entry("", None, patient="P"), entry("", None, patient="P"), (False, False, False), "of one patient"),
+        (entry("", None, patient="P"), entry("", None, patient="Q"), (False, False, True), "that a random split"),
+        (entry("a", None), entry("b", None, sheet=1), (False, True, False), "in different tables"),
+        (entry("a", "train"), entry("b", "train", sheet=1), (False, False, False), "in one split"),
+        (entry("a", "train", None), entry("b", "test", "1", sheet=1), (False, True, False), "in different tables"),
     ],
 )
-def test_what_two_copies_mean(one: Entry, other: Entry, flags: tuple[bool, bool, bool]) -> None:
-    group = judge.make_group([one, other], [0, 1], "bytes", "", lambda a, b: True)
+def test_what_two_copies_mean(one: Entry, other: Entry, flags: tuple[bool, bool, bool], said: str) -> None:
+    group = make_group([one, one, other, other], [0, 1, 2, 3], "bytes", "", lambda a, b: True)
     assert (group.conflicting, group.crossing, group.unsplit) == flags
+    assert group.said.startswith(f"the same file {said}")
 
 
 def test_labels_of_other_columns_are_not_compared() -> None:
-    group = judge.make_group(
+    group = make_group(
         [entry("a", None, "0"), entry("b", None, "1", sheet=1)], [0, 1], "bytes", "", lambda a, b: a == b
     )
     assert not group.conflicting

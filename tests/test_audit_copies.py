@@ -212,7 +212,7 @@ def test_every_kind_of_copy_is_named(tmp_path: Path, eyes: list[np.ndarray]) -> 
         ("00.jpg", "a-bytes.jpg", "bytes", ""),
         ("01.jpg", "b-pixels.png", "pixels", ""),
         ("02.jpg", "c-small.jpg", "near", "120x120 beside 192x192 pixels"),
-        ("03.jpg", "d-coarse.jpg", "near", "changed in its pixels only"),
+        ("03.jpg", "d-coarse.jpg", "near", "of one size, with other pixels"),
         ("04.jpg", "e-cropped.jpg", "near", "174x174 beside 192x192 pixels, borders cropped"),
         ("05.jpg", "f-mirrored.jpg", "near", "flipped left to right"),
         ("06.jpg", "g-upside.jpg", "near", "flipped top to bottom"),

@@ -14,6 +14,7 @@ from PIL import Image
 from eyetune.checks import data as checks
 from eyetune.cli import main
 from eyetune.data.audit import judge
+from eyetune.data.audit.rows import entries_of_manifest
 from eyetune.data.phantom import write_cohort
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
@@ -106,7 +107,7 @@ def test_splits_that_cannot_do_their_work() -> None:
 
 def test_patients_in_two_splits() -> None:
     def judged(*rows: tuple[int | None, str, str | None]) -> Finding:
-        return judge.patients(judge.entries_of_manifest(manifest(*rows)))
+        return judge.patients(entries_of_manifest(manifest(*rows)))
 
     assert judged((0, "train", None)).status == Status.WARN
     assert judged((0, "train", "a"), (1, "train", "a"), (1, "test", "b")).status == Status.PASS

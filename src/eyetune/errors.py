@@ -48,6 +48,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 patient`, `2 patients`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def listing(items: Iterable[object], limit: int = 5) -> str:
     """The first `limit` items on indented lines of their own, and how many more there are."""
     items = list(items)

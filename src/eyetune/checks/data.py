@@ -17,7 +17,7 @@ from PIL import Image
 from eyetune.backbones import find_spec
 from eyetune.checks import plots
 from eyetune.checks.subject import in_turns
-from eyetune.data.audit import judge
+from eyetune.data.audit import judge, rows
 from eyetune.data.cache import Cache
 from eyetune.data.config import IGNORE, DataConfig
 from eyetune.data.fundus import FundusSettings
@@ -65,7 +65,7 @@ def check_data(config: Config, folder: Path, *, say: Callable[[Finding], None], 
         ("readable", lambda: _readable(manifest, faults, config.data.skip_unreadable)),
         ("classes", lambda: classes(readable, config.train.balance)),
         ("splits", lambda: splits(readable)),
-        ("patients", lambda: judge.patients(judge.entries_of_manifest(readable))),
+        ("patients", lambda: judge.patients(rows.entries_of_manifest(readable))),
         ("identical", lambda: identical(readable, cache)),
         ("sizes", lambda: _sizes(readable, preprocess.pixels)),
     ):
@@ -182,9 +182,9 @@ def splits(manifest: Manifest) -> Finding:
 
 def identical(manifest: Manifest, cache: Cache | None = None) -> Finding:
     """Whether two files hold the same bytes: across splits, or under different labels, that spoils the result."""
-    entries = judge.entries_of_manifest(manifest)
-    rows = same_bytes([record.image for record in manifest], cache)
-    groups = [judge.make_group(entries, group, "bytes", "", lambda one, other: True) for group in rows]
+    entries = rows.entries_of_manifest(manifest)
+    same = same_bytes([record.image for record in manifest], cache)
+    groups = [rows.make_group(entries, group, "bytes", "", lambda one, other: True) for group in same]
     return judge.copies(entries, groups, "bytes", len(entries))
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
+from eyetune.errors import plural
 from eyetune.files import write_text
 from eyetune.metrics.scores import is_graded_dr
 from eyetune.report.content import Score
 from eyetune.report.facts import VAL, Facts
 from eyetune.report.glossary import label, meaning
-from eyetune.report.words import Summary, calibration_words, plural, summarise, table_name, title
+from eyetune.report.words import Summary, calibration_words, summarise, table_name, title
 
 #: Licences by the words of the backbones, as the hub spells them; any other is "other", with its words.
 _LICENCES = {"apache-2.0": "apache-2.0", "cc by-nc 4.0": "cc-by-nc-4.0", "mit": "mit", "cc by 4.0": "cc-by-4.0"}

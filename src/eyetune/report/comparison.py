@@ -9,12 +9,11 @@ from urllib.parse import quote
 from pydantic import Field
 
 from eyetune.comparison.results import FILE, PICTURE
-from eyetune.errors import RunError
+from eyetune.errors import RunError, plural
 from eyetune.pages.page import picture, write_page
 from eyetune.report import glossary
 from eyetune.report.content import Part, Score, read_content
 from eyetune.report.spans import Spans, spans
-from eyetune.report.words import plural
 from eyetune.train.sealed import read_json
 
 

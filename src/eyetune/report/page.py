@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from eyetune.errors import UserError
+from eyetune.errors import UserError, plural
 from eyetune.metrics.predictions import Predictions
 from eyetune.pages.page import write_page
 from eyetune.report import curves, glossary
@@ -18,7 +18,7 @@ from eyetune.report.facts import TEST, VAL, Facts, read_facts
 from eyetune.report.heat import read_heat_maps
 from eyetune.report.mistakes import Album, Case, furthest_mistakes, surest_mistakes
 from eyetune.report.spans import Spans, spans
-from eyetune.report.words import calibration_words, plural, shared_patients, summarise, table_name, title
+from eyetune.report.words import calibration_words, shared_patients, summarise, table_name, title
 from eyetune.train.rundir import RunDir
 
 

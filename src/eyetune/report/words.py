@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
+from eyetune.errors import plural
 from eyetune.metrics.metric import METRICS
 from eyetune.metrics.scores import is_graded_dr
 from eyetune.report.content import Dataset, Score
@@ -74,11 +75,6 @@ def table_name(facts: Facts) -> str:
     """The table or folder trained on, without the folders above it: those may name people."""
     table = facts.config.data.table if facts.config else str(facts.data.get("source", "its data"))
     return table if table.startswith("hf:") else PurePath(table).name or table
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 patient`, `2 patients`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def calibration_words(calibration: Calibration) -> str:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from eyetune.data.config import DataConfig
-from eyetune.errors import DataError, UserError
+from eyetune.errors import DataError, UserError, plural
 from eyetune.flags import Switch, Workers, table_and_images
 
 if TYPE_CHECKING:
@@ -316,7 +316,9 @@ def _say_drops(found: Audit, drops: Sequence[Drop], file: Path) -> None:
         table = f"{found.sheets[entry.sheet].name}: " if several else ""
         print(f"  left out: {table}{entry.record.row} ({entry.record.name}): {one.why}")
     kinds = Counter(one.why.partition(":")[0].partition(" as ")[0].partition(" is in ")[0] for one in drops)
-    print(f"{len(drops)} rows left out ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}): {file}")
+    print(
+        f"{plural(len(drops), 'row')} left out ({', '.join(f'{n} {kind}' for kind, n in kinds.most_common())}): {file}"
+    )
 
 
 def _again(found: Audit, outputs: dict[int, Path]) -> str:

@@ -90,9 +90,9 @@ def find_copies(paths: Sequence[Path], looks: Mapping[int, Look], digests: Seque
         found = pool.map(lambda index: frequencies(looks[index].view), chosen)
         values = np.stack(list(track(found, len(chosen), "Hashing images")))
         pairs = candidates(values)
-        examine = functools.partial(_examine, Views({at: looks[index].view for at, index in enumerate(chosen)}))
+        tell = functools.partial(examine, Views({at: looks[index].view for at, index in enumerate(chosen)}))
         order = np.lexsort((pairs.second, pairs.first))
-        tried = pool.map(examine, *(column[order].tolist() for column in pairs[:4]))
+        tried = pool.map(tell, *(column[order].tolist() for column in pairs[:4]))
         results = list(track(tried, len(order), "Comparing images", "pairs"))
         near = [
             (chosen[int(pairs.first[at])], chosen[int(pairs.second[at])], int(pairs.flip[at]), result)
@@ -133,8 +133,14 @@ class Views:
         return cv2.GaussianBlur(local_contrast(view, SIDE / 16), (0, 0), 1.0), inside
 
 
-def _examine(views: Views, first: int, second: int, flip: int, crop: int) -> Registration | None:
-    """None when a glance is enough to see that they are different eyes."""
+def examine(views: Views, first: int, second: int, flip: int, crop: int) -> Registration | None:
+    """How the second view, flipped back, lies over the first; None when a glance is enough to see different eyes.
+
+    Args:
+        views: the views.
+        first, second: positions in them.
+        flip, crop: indexes into FLIPS and CROPS: in which way their hashes are near.
+    """
     over = np.ascontiguousarray(turn(views.small(second, 0), flip)[_SHIFT:-_SHIFT, _SHIFT:-_SHIFT])
     # The crop that hashes best is not always the one that fits best.
     for tried in (crop, *range(max(0, crop - 1), crop), *range(crop + 1, min(crop + 2, len(CROPS)))):
@@ -194,7 +200,7 @@ def _describe(
         words.append(f"{other.width}x{other.height} beside {one.width}x{one.height} pixels")
     if abs(scale - 1) > 0.02:
         words.append("borders cropped")
-    return Link(first, second, "near", round(found.agreement, 3), ", ".join(words) or "changed in its pixels only")
+    return Link(first, second, "near", round(found.agreement, 3), ", ".join(words) or "of one size, with other pixels")
 
 
 def pixel_digest(path: Path) -> bytes:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eyetune.data.audit.judge import Entry, apart
 from eyetune.data.audit.reading import Sheet
+from eyetune.data.audit.rows import KINDS, Entry, apart
 from eyetune.data.audit.run import Audit
 from eyetune.data.tables import read_separator
 from eyetune.errors import DataError, UserError
@@ -67,7 +67,7 @@ def choose_drops(found: Audit, *, uncut: bool = False) -> list[Drop]:
         entries = [found.entries[at] for at in rows]
         if len(rows) < 2:
             continue
-        word = {"bytes": "the same file", "pixels": "the same pixels", "near": "nearly the same picture"}[group.kind]
+        word = KINDS[group.kind]
         if group.conflicting:
             for at in rows:
                 drop(at, f"{word} as {_others(found.entries, rows, at)}, with different labels")

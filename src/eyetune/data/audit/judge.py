@@ -7,14 +7,12 @@ threshold. Patients are counted, never named.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from eyetune.data.audit.looks import Look
-from eyetune.data.audit.reading import Sheet, comparable
-from eyetune.data.record import Record
-from eyetune.data.records import Manifest
-from eyetune.errors import listing
+from eyetune.data.audit.reading import Sheet
+from eyetune.data.audit.rows import KINDS, Entry, Group, apart
+from eyetune.errors import listing, plural
 from eyetune.findings import Finding, Status
 
 IMBALANCE = 10
@@ -37,116 +35,6 @@ _MOST_CLASSES = 20
 
 LONGEST = 2.0
 """Longer by shorter side, above which a picture is hardly one fundus."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row, and where it belongs.
-
-    Attributes:
-        record: the photograph.
-        part: what it is trained or scored with, for messages: "train", "train.csv", "labels.csv test".
-        split: train, val or test; None where nothing says.
-        label: the class's name; None when unknown.
-        sheet: which of the sheets it is in.
-    """
-
-    record: Record
-    part: str
-    split: str | None
-    label: str | None
-    sheet: int = 0
-
-    @property
-    def where(self) -> str:
-        """The row, its part and its label, for messages."""
-        said = ", ".join(word for word in (self.part, self.label or "no label") if word)
-        return f"{self.record.row} ({said})"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows that show one photograph.
-
-    Attributes:
-        rows: positions of the entries, two or more.
-        kind: "bytes", "pixels" or "near": the loosest link that was needed to join them.
-        how: how the copies differ, in words.
-        conflicting: two of them have different labels.
-        crossing: two of them are in different splits or tables.
-        unsplit: they are in no split yet, and not all of one known patient: a random split would part them.
-    """
-
-    rows: tuple[int, ...]
-    kind: str
-    how: str
-    conflicting: bool
-    crossing: bool
-    unsplit: bool
-
-    @property
-    def biases(self) -> bool:
-        """Whether a score would come out wrong because of it."""
-        return self.conflicting or self.crossing or self.unsplit
-
-
-def entries_of(sheets: Sequence[Sheet]) -> list[Entry]:
-    """Every row of every sheet."""
-    found = []
-    for number, sheet in enumerate(sheets):
-        for record in sheet.records:
-            split = sheet.split_of(record)
-            words = [sheet.name] if len(sheets) > 1 else []
-            words += [split] if split and (sheet.divided or len(sheets) == 1) else []
-            label = None if record.label is None else sheet.classes[record.label]
-            found.append(Entry(record, " ".join(words), split, label, number))
-    return found
-
-
-def entries_of_manifest(manifest: Manifest) -> list[Entry]:
-    """Every record of a manifest that was read without complaint."""
-    return [
-        Entry(
-            record, record.split or "", record.split, None if record.label is None else manifest.classes[record.label]
-        )
-        for record in manifest
-    ]
-
-
-def apart(one: Entry, other: Entry) -> bool:
-    """Whether two rows are trained and scored separately: in other splits, or in other tables unless both have one."""
-    if one.sheet == other.sheet or (one.split and other.split):
-        return one.split != other.split
-    return True
-
-
-def make_group(
-    entries: Sequence[Entry], rows: Sequence[int], kind: str, how: str, compared: Callable[[int, int], bool]
-) -> Group:
-    """What there is to say of rows that show one photograph.
-
-    Args:
-        entries: all rows.
-        rows: the positions of these.
-        kind, how: as in :class:`Group`.
-        compared: whether the labels of two sheets mean the same.
-    """
-    members = [entries[row] for row in rows]
-    pairs = [(one, other) for at, one in enumerate(members) for other in members[at + 1 :]]
-    conflicting = any(
-        one.label is not None and other.label is not None and one.label != other.label
-        and compared(one.sheet, other.sheet)
-        for one, other in pairs
-    )  # fmt: skip
-    crossing = any(apart(one, other) for one, other in pairs)
-    patients = {member.record.patient for member in members}
-    unsplit = any(member.split is None for member in members) and (len(patients) > 1 or None in patients)
-    return Group(tuple(rows), kind, how, conflicting, crossing, unsplit and not crossing)
-
-
-def same_scale(sheets: Sequence[Sheet]) -> Callable[[int, int], bool]:
-    """Whether the labels of two sheets, by position, mean the same."""
-    return lambda one, other: comparable(sheets[one], sheets[other])
 
 
 # -- files and pictures ------------------------------------------------------------------------------------------------
@@ -172,7 +60,7 @@ def blank(entries: Sequence[Entry], looks: Mapping[int, Look]) -> tuple[Finding,
     values = {"blank": _rows(entries, found), "threshold": BLANK}
     if not found:
         return Finding(Status.PASS, "no picture is blank", values=values), found
-    why = f"{len(found)} pictures are blank (all of one brightness):\n{listing(_rows(entries, found))}"
+    why = f"{plural(len(found), 'picture')} of one brightness all over:\n{listing(_rows(entries, found))}"
     return Finding(
         Status.FAIL, why, "A label without a picture teaches noise: take the rows out (--fix).", values
     ), found
@@ -189,12 +77,12 @@ def field(entries: Sequence[Entry], looks: Mapping[int, Look], without: Iterable
     said = []
     if small:
         said.append(
-            f"{len(small)} pictures show a field of view on less than {100 * FIELD:.0f}% of their area:\n"
+            f"{plural(len(small), 'picture')} with a field of view on less than {100 * FIELD:.0f}% of the area:\n"
             + listing(f"{entries[i].record.row}: {100 * looks[i].lit:.0f}%" for i in small)
         )
     if other:
         said.append(
-            f"{len(other)} pictures are not orange, as a fundus is:\n"
+            f"{plural(len(other), 'picture')} not orange, as a fundus is:\n"
             + listing(
                 f"{entries[i].record.row}: red {looks[i].colour[0]:.0f}, green {looks[i].colour[1]:.0f}, "
                 f"blue {looks[i].colour[2]:.0f}"
@@ -225,16 +113,21 @@ def sizes(entries: Sequence[Entry], looks: Mapping[int, Look]) -> Finding:
         "pixels": PIXELS,
     }
     (width, height), most = several[0]
-    head = f"{len(several)} sizes, most often {width}x{height} ({most}); modes {', '.join(map(str, modes))}"
+    head = (
+        f"{width}x{height} pixels"
+        if len(several) == 1
+        else f"{len(several)} sizes, most often {width}x{height} ({most})"
+    )
+    head += f"; {'mode' if len(modes) == 1 else 'modes'} {', '.join(modes)}"
     said = [head]
     for found, words in (
-        (small, f"are smaller than {PIXELS} pixels and will be enlarged"),
-        (long, f"are more than {LONGEST:.0f} times as long as they are wide"),
-        (unlike, f"are of another mode than {usual}"),
+        (small, f"smaller than {PIXELS} pixels, which will be enlarged"),
+        (long, f"more than {LONGEST:.0f} times as long as wide"),
+        (unlike, f"of another mode than {usual}"),
     ):
         if found:
             shown = (f"{entries[i].record.row}: {looks[i].width}x{looks[i].height} {looks[i].mode}" for i in found)
-            said.append(f"{len(found)} {words}:\n{listing(shown)}")
+            said.append(f"{plural(len(found), 'picture')} {words}:\n{listing(shown)}")
     if len(said) == 1 and usual in ("RGB", "DICOM"):
         return Finding(Status.PASS, head, values=values)
     advice = "Take the originals where you have them; a camera or an export that goes with a label is learnt as one."
@@ -256,9 +149,9 @@ def labels(entries: Sequence[Entry], wrong: Mapping[int, str], unlabelled: Seque
     said = []
     if wrong:
         shown = listing(f"{entries[i].record.row}: {why}" for i, why in wrong.items())
-        said.append(f"{len(wrong)} labels make no sense:\n{shown}")
+        said.append(f"{plural(len(wrong), 'label')} that cannot be right:\n{shown}")
     if unlabelled:
-        said.append(f"{len(unlabelled)} rows have no label:\n{listing(_rows(entries, unlabelled))}")
+        said.append(f"{plural(len(unlabelled), 'row')} without a label:\n{listing(_rows(entries, unlabelled))}")
     if wrong or to_train:
         return Finding(Status.FAIL, "\n".join(said), "Correct them, or take the rows out (--fix).", values)
     if said:
@@ -273,8 +166,8 @@ def conflicts(entries: Sequence[Entry], groups: Sequence[Group], notes: Sequence
     values = {"conflicts": len(found), "by_kind": dict(kinds), "rows": [_rows(entries, g.rows) for g in found]}
     if not found:
         return Finding(Status.PASS, "\n".join(["no photograph has two labels", *notes]), values=values)
-    counted = ", ".join(f"{n} of {_KIND[kind]}" for kind, n in kinds.items())
-    why = f"{len(found)} photographs have different labels ({counted}):\n{_list(entries, found)}"
+    counted = ", ".join(f"{n} of {KINDS[kind]}" for kind, n in kinds.items())
+    why = f"{plural(len(found), 'photograph')} with different labels ({counted}):\n{_list(entries, found)}"
     advice = "Decide which is right. --fix takes all of them out, for nobody can tell from here."
     return Finding(Status.FAIL, "\n".join([why, *notes]), advice, values)
 
@@ -333,7 +226,7 @@ def splits(entries: Sequence[Entry], wrong: Mapping[int, str]) -> Finding:
     if wrong:
         shown = listing(f"{entries[i].record.row}: {why}" for i, why in wrong.items())
         advice = "Correct them, or take the rows out (--fix)."
-        return Finding(Status.FAIL, f"{len(wrong)} rows are in no split:\n{shown}", advice, values)
+        return Finding(Status.FAIL, f"{plural(len(wrong), 'row')} in no split:\n{shown}", advice, values)
     if not sizes_of:
         advice = "eyetune data split makes splits that keep patients and copies together."
         return Finding(Status.SKIP, "no splits yet", advice, values)
@@ -360,7 +253,7 @@ def patients(entries: Sequence[Entry]) -> Finding:
     tables = sum(len({entry.sheet for entry in found}) > 1 for found in shared)
     values |= {"in_two_splits": len(crossing), "fellow_eyes_apart": fellows, "in_two_tables": tables}
     unknown = sum(entry.record.patient is None for entry in entries)
-    rest = [f"{unknown} rows name no patient: each counts as a patient of its own"] if unknown else []
+    rest = [f"{plural(unknown, 'row')} without a patient: each counts as a patient of its own"] if unknown else []
     if crossing:
         shown = listing(", ".join(f"{e.record.row} ({e.part})" for e in found) for found in crossing)
         said = f"{len(crossing)} of {len(where)} patients are in more than one split or table"
@@ -373,7 +266,7 @@ def patients(entries: Sequence[Entry]) -> Finding:
             values,
         )
     if tables:
-        rest.append(f"{tables} patients are in two tables, in the same split")
+        rest.append(f"{plural(tables, 'patient')} in two tables, in the same split")
     status = Status.WARN if rest else Status.PASS
     return Finding(status, "\n".join([f"{len(where)} patients, each in one split", *rest]), values=values)
 
@@ -396,12 +289,6 @@ def _fellows_apart(rows: Sequence[Entry]) -> bool:
 
 # -- copies ------------------------------------------------------------------------------------------------------------
 
-_KIND = {
-    "bytes": "the same file",
-    "pixels": "the same pixels in another file",
-    "near": "nearly the same picture",
-}
-
 
 def copies(entries: Sequence[Entry], groups: Sequence[Group], kind: str, searched: int) -> Finding:
     """Whether a photograph is there twice: across splits, or before they are cut, that makes scores too good.
@@ -413,38 +300,25 @@ def copies(entries: Sequence[Entry], groups: Sequence[Group], kind: str, searche
         searched: how many images were compared.
     """
     found = [group for group in groups if group.kind == kind]
-    crossing = [group for group in found if group.crossing]
-    unsplit = [group for group in found if group.unsplit]
-    repeated = [group for group in found if not group.crossing and not group.unsplit]
-    conflicting = [group for group in found if group.conflicting]
     values = {
         "groups": len(found),
         "images": sum(len(group.rows) for group in found),
-        "in_different_splits": len(crossing),
-        "with_different_labels": len(conflicting),
-        "not_split_yet": len(unsplit),
-        "in_one_split_with_one_label": sum(not group.conflicting for group in repeated),
+        "in_different_splits": sum(group.crossing for group in found),
+        "with_different_labels": sum(group.conflicting for group in found),
+        "not_split_yet": sum(group.unsplit for group in found),
+        "in_one_split_with_one_label": sum(not group.biases for group in found),
     }
     if not found:
-        none = {
-            "bytes": "files hold the same bytes",
-            "pixels": "files hold the same pixels",
-            "near": "pictures are copies",
-        }
-        return Finding(Status.PASS, f"no two of {searched} {none[kind]}", values=values)
-    said = []
-    for some, words in (
-        (crossing, "in different splits" if len({e.sheet for e in entries}) == 1 else "in different splits or tables"),
-        (conflicting, "with different labels"),
-        (unsplit, "that a random split would part"),
-        ([group for group in repeated if not group.conflicting], "in one split, with one label"),
-    ):
-        if some:
-            said.append(f"{len(some)} x {_KIND[kind]} {words}:\n{_list(entries, some)}")
-    why = "\n".join(said)
-    if crossing or conflicting or unsplit:
+        none = {"bytes": "files hold the same bytes", "pixels": "files hold the same pixels"}
+        words = none.get(kind, "pictures are copies")
+        return Finding(Status.PASS, f"no two of {searched} {words}", values=values)
+    alike: dict[str, list[Group]] = {}
+    for group in sorted(found, key=lambda group: (not group.crossing, not group.conflicting, not group.unsplit)):
+        alike.setdefault(group.said, []).append(group)
+    why = "\n".join(f"{len(some)} x {said}:\n{_list(entries, some)}" for said, some in alike.items())
+    if any(group.biases for group in found):
         advice = "Keep one of each, in one split, with the label that is right (--fix)."
-        if unsplit:
+        if values["not_split_yet"]:
             advice += " eyetune data split keeps them on one side."
         return Finding(Status.FAIL, why, advice, values)
     return Finding(Status.WARN, why, "Remove the repeats: they weigh twice.", values)

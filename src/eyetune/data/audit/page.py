@@ -9,18 +9,23 @@ from typing import Any
 import numpy as np
 
 from eyetune import __version__
+from eyetune.data.audit.copies import AGREE
 from eyetune.data.audit.fix import Drop
-from eyetune.data.audit.judge import FIELD, Group
+from eyetune.data.audit.judge import FIELD
+from eyetune.data.audit.rows import Group
 from eyetune.data.audit.run import Audit, verdict
 from eyetune.data.photo import Photo, read_image
 from eyetune.errors import DataError
 from eyetune.pages.page import picture, write_page
 
-SIDE = 240
+SIDE = 320
 """Pixels of a picture on the page."""
 
 MOST_GROUPS, MOST_PICTURES = 60, 6
 """Groups with pictures, and pictures of a group; the rest is listed in the JSON."""
+
+MOST_ROWS = 500
+"""Rows of a table on the page."""
 
 _STATUS = {"pass": "good", "warn": "warn", "FAIL": "bad", "skip": "faint"}
 
@@ -66,6 +71,8 @@ def write(found: Audit, path: Path, *, drops: Sequence[Drop] = (), command: str 
             for one in drops
         ],
         command=command,
+        agree=AGREE,
+        most_rows=MOST_ROWS,
         version=__version__,
     )
 
@@ -90,18 +97,8 @@ def _class_rows(found: Audit) -> list[dict[str, Any]]:
 
 
 def _group(found: Audit, group: Group) -> dict[str, Any]:
-    kind = {"bytes": "The same file", "pixels": "The same pixels in another file", "near": "Nearly the same picture"}
-    said = [
-        words
-        for words, true in (
-            ("in different splits or tables", group.crossing),
-            ("with different labels", group.conflicting),
-            ("in no split yet", group.unsplit),
-        )
-        if true
-    ]
     return {
-        "title": kind[group.kind] + (" " + ", ".join(said) if said else ", in one split, with one label"),
+        "title": group.said.capitalize(),
         "bad": group.biases,
         "how": group.how,
         "figures": [_figure(found, at) for at in group.rows[:MOST_PICTURES]],

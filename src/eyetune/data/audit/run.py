@@ -8,9 +8,9 @@ from typing import Any
 
 from eyetune.data.audit import judge
 from eyetune.data.audit.copies import AGREE, Link, find_copies
-from eyetune.data.audit.judge import Entry, Group
 from eyetune.data.audit.looks import Look, Looker, Seen
 from eyetune.data.audit.reading import Sheet, check_comparable, read_sheets
+from eyetune.data.audit.rows import KINDS, Entry, Group, entries_of, make_group, same_scale
 from eyetune.data.cache import Cache
 from eyetune.data.config import DataConfig
 from eyetune.data.identical import join
@@ -70,7 +70,7 @@ def audit(
     sheets = read_sheets(sources)
     if patients_apart:
         sheets = [_own_patients(sheet) for sheet in sheets]
-    entries = judge.entries_of(sheets)
+    entries = entries_of(sheets)
     faults = {(number, index): found for number, sheet in enumerate(sheets) for index, found in sheet.faults.items()}
     places = [(number, index) for number, sheet in enumerate(sheets) for index in range(len(sheet.records))]
 
@@ -90,7 +90,7 @@ def audit(
     unreadable = dict(sorted(unreadable.items()))
     blank_finding, blank = judge.blank(entries, looks)
     links = _links(entries, seen, looks, set(blank), threads)
-    groups = _group(entries, links, judge.same_scale(sheets))
+    groups = _group(entries, links, same_scale(sheets))
     labels, unlabelled, splits = of_kind("label"), list(of_kind("unlabelled")), of_kind("split")
     notes = check_comparable(sheets)
     counts = judge.class_counts(entries, sheets)
@@ -154,7 +154,7 @@ def _group(entries: Sequence[Entry], links: Sequence[Link], compared: Callable[[
     """Groups of each kind: of the same bytes; with the same pixels joined; with near copies joined."""
     groups = []
     allowed: set[str] = set()
-    for kind in ("bytes", "pixels", "near"):
+    for kind in KINDS:
         allowed.add(kind)
         here = [link for link in links if link.kind in allowed]
         new = {at for link in here if link.kind == kind for at in (link.first, link.second)}
@@ -166,18 +166,14 @@ def _group(entries: Sequence[Entry], links: Sequence[Link], compared: Callable[[
             if new & set(rows):
                 ways = list(dict.fromkeys(words for at in rows for words in told.get(at, ())))
                 how = "; ".join([*ways[:3], *(["…"] if len(ways) > 3 else [])])
-                groups.append(judge.make_group(entries, rows, kind, how if kind == "near" else "", compared))
+                groups.append(make_group(entries, rows, kind, how if kind == "near" else "", compared))
     return groups
 
 
 def _widest(groups: Sequence[Group]) -> list[Group]:
-    """The groups that no other holds."""
-    held: set[tuple[int, ...]] = set()
-    for group in groups:
-        for other in groups:
-            if group is not other and set(group.rows) < set(other.rows):
-                held.add(group.rows)
-    return [group for group in groups if group.rows not in held]
+    """The groups that no other holds. Looser kinds come later, and hold stricter ones whole."""
+    last = {row: group for group in groups for row in group.rows}
+    return [group for group in groups if last[group.rows[0]] is group]
 
 
 def _details(
