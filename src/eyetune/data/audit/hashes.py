@@ -9,7 +9,8 @@ more without its borders.
 Pairs are found by multi-index hashing (Norouzi, Punjani, Fleet, "Fast Exact Search in Hamming Space with Multi-Index
 Hashing", TPAMI 2014): 126 bits in 6 parts of 21. Two hashes that differ in at most 11 bits have a part in which they
 differ in at most one bit, so looking up each part, and each part with one bit changed, meets every such pair. The
-number of look-ups grows with the number of pictures, not of pairs.
+number of look-ups grows with the number of pictures; what each meets grows as well, for eyes resemble each other
+(docs/benchmarks.md has the measurement).
 """
 
 from __future__ import annotations
