@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import itertools
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +28,16 @@ from eyetune.data.phantom import write_cohort
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
 from eyetune.errors import DataError, RunError, UserError
+from eyetune.heatmaps import explain
 from eyetune.interrupt import Interrupted
+from eyetune.metrics.scores import score
 from eyetune.predicting import Predictor, Sources, choose_format, output
 from eyetune.predicting.rows import choose_point
 from eyetune.predicting.sources import chunks, read_paths
 from eyetune.progress import counted_by, meter, track
+from eyetune.train import results
 from eyetune.train.mirrored import Mirrored
+from eyetune.verbs.predict import _write
 
 torch.set_num_threads(1)
 
@@ -46,7 +56,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["--model.weights", "random", "--model.pixels", "64", "--adapt.kind", "linear", "--augment", "none"]
     words += ["--data.val", "0.4", "--data.test", "0.2", "--train.epochs", "1", "--train.batch_size", "8"]
     words += ["--workers", "0", "--precision", "fp32", "--train.tensorboard", "false", "--out", str(folder / "run")]
-    assert main(["finetune", *words]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # its pictures, report and intervals are tested elsewhere
+        patch.setattr(results, "_draw", lambda *_: None)
+        patch.setattr(results, "trust", lambda *_, **__: {})
+        patch.setattr(results, "score", functools.partial(score, resamples=10))
+        patch.setattr("eyetune.report.page.refresh", lambda *_, **__: None)
+        assert main(["finetune", *words]) == 0
     return folder
 
 
@@ -261,6 +276,69 @@ def test_a_file_that_goes_while_the_others_are_predicted_is_one_row(
     assert [row["predicted"] is None for row in rows] == [False, False, True, False]
 
 
+def test_seven_times_the_paths_take_no_more_memory(home: Path, tmp_path: Path) -> None:
+    """Paths, rows and what is remembered of them; docs/benchmarks.md has whole commands over 100,000 files."""
+    run = et.load_run(home / "run", cache=False)
+    predictor = Predictor(run)
+    none = dict.fromkeys(predictor.columns)
+
+    class Echo(Predictor):
+        def rows(self, records: Sequence[Record], **options: Any) -> list[dict[str, Any]]:
+            return [none | {"image": record.name, "error": "none of it is read"} for record in records]
+
+    def peak(count: int) -> int:
+        names = (b"%060d.png\n" % number for number in range(count))
+        tracemalloc.start()
+        try:
+            sources = Sources([Path("-")], stream=Lines(names))
+            assert _write(Echo(run), sources, tmp_path / "rows.csv", "csv", False) == (0, count)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(15_000) < 1.2 * peak(2_100)
+    with open(tmp_path / "rows.csv", encoding="utf-8") as stream:
+        assert sum(1 for _ in stream) == 1 + 2_100
+
+
+class Lines(io.RawIOBase):
+    """A stream of lines that are made when they are read."""
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self.lines = lines
+
+    def read(self, size: int = -1) -> bytes:
+        return b"".join(itertools.islice(self.lines, 500))
+
+
+def test_a_heat_map_that_cannot_be_drawn_any_more_is_missing_and_no_more(
+    home: Path, eyes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlucky(run: Any, path: Path, **options: Any) -> Any:
+        if path == eyes[1]:
+            raise DataError("gone")
+        return explain(run, path, **options)
+
+    monkeypatch.setattr("eyetune.predicting.rows.explain", unlucky)
+    run = et.load_run(home / "run", cache=False)
+    done: list[int] = []
+    records = [Record(path, None, path.name, path.name) for path in eyes[:3]]
+    rows = Predictor(run, heat_maps=tmp_path / "maps", workers=0).rows(records, update=done.append)
+    assert [row["heat_map"] is None for row in rows] == [False, True, False]
+    assert all(row["predicted"] and row["error"] is None for row in rows)
+    assert done == sorted(done)
+    assert done[-1] == 3
+
+
+def test_heat_maps_do_not_lie_among_the_photographs(
+    home: Path, eyes: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = eyes[0].parent
+    assert main(["predict", str(home / "run"), str(folder), "--heatmaps", str(folder / "maps")]) == 2
+    assert "choose another" in capsys.readouterr().err
+    assert not (folder / "maps").exists()
+
+
 # What goes out.
 
 
@@ -331,6 +409,28 @@ def test_an_interrupted_file_is_gone_on_with(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"rows.{suffix}", f"whole.{suffix}"])
     assert predict(home, out, *words, "--resume")[0] == 2
     assert "nothing to go on with" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough_ends_it_in_words(home: Path, eyes: list[Path]) -> None:
+    """`eyetune predict … | head -1`"""
+    read, write = os.pipe()
+    os.close(read)
+    words = ["predict", str(home / "run"), *map(str, eyes[:2]), "--workers", "0"]
+    done = subprocess.run([sys.executable, "-m", "eyetune", *words], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert done.returncode == 130
+    assert b"the reader of the rows has gone" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_message(home: Path, eyes: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(home, Path("/dev/full"), eyes[0])[0] == 2
+    said = capsys.readouterr().err
+    assert "cannot write /dev/full" in said
+    assert "Traceback" not in said
 
 
 def test_what_went_wrong_before_the_first_row_leaves_nothing(

@@ -160,10 +160,7 @@ def writer(
     if resume and (out is None or not _is_file(out)):
         raise UserError("--resume goes on with a file: it needs --out FILE.")
     if out is None or not _is_file(out):
-        # Standard output, a pipe or a device: what is written is gone.
-        with contextlib.nullcontext(sys.stdout.buffer) if out is None else open(out, "wb") as stream:
-            rows = Rows(stream, columns, form, lambda _: None)
-            rows.begin()
+        with _unkept(out, columns, form) as rows:
             yield rows
         return
     partial, marker = out.with_name(f"{out.stem}.partial{out.suffix}"), out.with_name(f"{out.stem}.partial.state.json")
@@ -204,6 +201,24 @@ def writer(
         if created and not kept:  # nothing to go on with
             partial.unlink(missing_ok=True)
             marker.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _unkept(out: Path | None, columns: Sequence[str], form: str) -> Iterator[Rows]:
+    """Rows to standard output (None), a pipe or a device: what is written is gone."""
+    try:
+        with contextlib.nullcontext(sys.stdout.buffer) if out is None else open(out, "wb") as stream:
+            rows = Rows(stream, columns, form, lambda _: None)
+            rows.begin()
+            yield rows
+            stream.flush()
+    except BrokenPipeError:
+        # Who reads has enough, as `head` does: no fault. Python would still try to write what is left at its end.
+        if out is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Interrupted("the reader of the rows has gone.") from None
+    except OSError as error:
+        raise files.writing_failed(out or Path("standard output"), error) from error
 
 
 def _is_file(out: Path) -> bool:

@@ -73,6 +73,9 @@ class Predictor:
         workers: processes that read images, or "auto".
         batch_size: images in one forward pass.
 
+    Attributes:
+        columns: of a row, in order.
+
     Raises UserError when heat maps are wanted of a network that has none.
     """
 
@@ -96,14 +99,13 @@ class Predictor:
         self.heat_maps = heat_maps
         self.workers = workers
         self.batch_size = batch_size
+        self.columns = self._columns()
         if heat_maps is not None:
             choose_method(run.model)
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns of a row, in order."""
+    def _columns(self) -> list[str]:
         found = ["image", *self.run.nothing().told_columns()]
-        found += [] if self.point is None else [self._called]
+        found += [] if self.point is None else [self.called]
         found += [] if self.strangeness is None else [OOD, FLAGGED]
         found += ["quality"] if self.quality else []
         found += ["heat_map"] if self.heat_maps is not None else []
@@ -115,7 +117,12 @@ class Predictor:
         return None if self.run.calibration is None else self.run.calibration.ood
 
     @property
-    def _called(self) -> str:
+    def has_classes(self) -> bool:
+        """Whether the run tells one class an image: probabilities to calibrate, operating points."""
+        return isinstance(self.run.nothing(), Predictions)
+
+    @property
+    def called(self) -> str:
         """The column of the operating point."""
         assert self.point is not None
         graded = is_graded_dr(self.run.classes) and self.point.positive == f"grade >= {REFERABLE_GRADE}"
@@ -131,13 +138,17 @@ class Predictor:
             first: the number of the first one among all, for the names of heat maps.
             update: called with how many of the records are done.
         """
-        with counted_by(lambda done: update(done // 2)):
+        stages = 2 if self.heat_maps is None else 3
+        with counted_by(lambda done: update(done // stages)):
             faults, words = self._look(records)
-        with counted_by(lambda done: update((len(records) + done) // 2)):
+        with counted_by(lambda done: update((len(records) + done) // stages)):
             table, good = self._predict(records, faults)
         found: list[dict[str, Cell]] = []
         place = {index: row for row, index in enumerate(good)}
-        maps = self._draw(records, table, good, first) if self.heat_maps is not None else {}
+        maps: dict[int, str] = {}
+        if self.heat_maps is not None:
+            with counted_by(lambda done: update((2 * len(records) + done) // stages)):
+                maps = self._draw(records, table, good, first)
         for index, record in enumerate(records):
             row: dict[str, Cell] = dict.fromkeys(self.columns)
             row |= {"image": record.name, "error": faults[index]}
@@ -201,7 +212,7 @@ class Predictor:
         """The cells of one photograph that was predicted."""
         cells: dict[str, Cell] = {name: _typed(table, name, text) for name, text in table.told(row).items()}
         if self.point is not None and isinstance(table, Predictions):
-            cells[self._called] = bool(self.point.called(table.probabilities[row][None])[0])
+            cells[self.called] = bool(self.point.called(table.probabilities[row][None])[0])
         if self.strangeness is not None and table.ood is not None:
             cells[OOD] = float(table.ood[row])
             cells[FLAGGED] = bool(self.strangeness.flagged(table.ood[row : row + 1])[0])
@@ -209,20 +220,23 @@ class Predictor:
 
     def _draw(self, records: Sequence[Record], table: Table | None, good: Sequence[int], first: int) -> dict[int, str]:
         """A heat map of each photograph that was predicted, for the class it was called; index -> name of its file.
-        The processes share it."""
+        A photograph that has become unreadable since has none. The processes share it."""
         assert self.heat_maps is not None
         runtime = self.run.runtime
         names: dict[int, str] = {}
-        for row, index in enumerate(good):
+        for row in track(range(runtime.rank, len(good), runtime.processes)):
+            assert table is not None
+            index = good[row]
             record = records[index]
             stem = re.sub(r"[^\w.-]", "_", Path(record.name).stem)[:_LONGEST_NAME]
-            names[index] = f"{first + index + 1:06d}_{stem}.png"
-            if row % runtime.processes == runtime.rank and table is not None:
-                target = table.said(row)["predicted"] if isinstance(table, Predictions) else None
-                found = explain(self.run, record.image, target=target)
-                save_png(self.heat_maps / names[index], side_by_side(found))
-        runtime.wait()
-        return names
+            name = f"{first + index + 1:06d}_{stem}.png"
+            target = table.said(row)["predicted"] if isinstance(table, Predictions) else None
+            try:
+                save_png(self.heat_maps / name, side_by_side(explain(self.run, record.image, target=target)))
+            except DataError:
+                continue
+            names[index] = name
+        return {index: name for part in runtime.gather(names) for index, name in part.items()}
 
 
 def _typed(table: Table, name: str, text: str) -> Cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -70,6 +70,7 @@ def command(
     if calibration is not None and no_calibration:
         raise ConfigError("--calibration and --no-calibration exclude each other.")
     form = choose_format(out, format)
+    _refuse_own_pictures(heatmaps, paths)
     trained = load_run(run, **computing.loading())
     main = trained.runtime.is_main
     sources = Sources(paths, images=images, image_column=image_column) if main else None
@@ -96,20 +97,37 @@ def command(
     return 0 if predicted else UserError.exit_code
 
 
+def _refuse_own_pictures(heatmaps: Path | None, paths: Sequence[Path]) -> None:
+    """Raise ConfigError when the heat maps would lie among the photographs: the next time they would be some."""
+    if heatmaps is None:
+        return
+    for path in paths:
+        if path.is_dir() and heatmaps.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(
+                f"--heatmaps {heatmaps} lies in {path}, whose images are predicted: choose another folder."
+            )
+
+
 def _say_how(predictor: Predictor, no_calibration: bool) -> None:
     """What the probabilities and calls rest on, to stderr."""
     fitted, point = predictor.calibration, predictor.point
-    if fitted is None and not no_calibration:
-        print(
-            "probabilities are not calibrated: the run has no calibration.json (finetune --resume adds it where there "
-            "are labelled validation images)",
-            file=sys.stderr,
-        )
+    said = []
     if fitted is not None:
-        sample = fitted.fitted_on
-        print(f"probabilities calibrated on {sample.n} images of {sample.dataset}", file=sys.stderr)
+        said.append(f"probabilities calibrated on {fitted.fitted_on.n} images of {fitted.fitted_on.dataset}")
+    elif no_calibration:
+        said.append("probabilities as the network gives them, not calibrated")
+    elif predictor.has_classes:
+        said.append(
+            "probabilities are not calibrated: the run has no calibration.json (finetune --resume adds it where there "
+            "are labelled validation images)"
+        )
     if point is not None:
-        print(f"called at {point.name}, chosen on {point.chosen_on}: {point.threshold:.3f} or more", file=sys.stderr)
+        said.append(f"{predictor.called}: {point.name}, chosen on {point.chosen_on}: {point.threshold:.3f} or more")
+    elif predictor.has_classes:
+        said.append("no column referable or positive: there is no operating point for it")
+    if predictor.strangeness is None:
+        said.append("no column out_of_distribution: the run has nothing to compare with")
+    print(*said, sep="\n", file=sys.stderr)
 
 
 def _write(predictor: Predictor, sources: Sources | None, out: Path | None, form: str, resume: bool) -> tuple[int, int]:
