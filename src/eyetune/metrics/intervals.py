@@ -25,6 +25,9 @@ RESAMPLES = 2000
 LEVEL = 0.95
 """Share of repetitions of the study whose interval would hold the true value."""
 
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""Standard errors to either side of a normally distributed estimate: 1.96."""
+
 FEWEST_DEFINED = 0.95
 """Share of the resamples that must give a metric a value for it to have an interval."""
 
@@ -236,7 +239,7 @@ def bias_allowing(
     if not len(defined) or len(defined) < FEWEST_DEFINED * len(values):
         return None
     bias = 2 * (float(defined.mean()) - estimate)
-    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * float(defined.std(ddof=1) if len(defined) > 1 else 0.0)
+    reach = Z * float(defined.std(ddof=1) if len(defined) > 1 else 0.0)
     return [max(low, estimate - max(bias, 0.0) - reach), min(high, estimate - min(bias, 0.0) + reach)]
 
 

@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 
 from eyetune.metrics.metric import Undefined, metric
 from eyetune.metrics.outcomes import Curve, Floats, Ranking, ratio
-from eyetune.metrics.predictions import LabelPredictions
-
-THRESHOLD = 0.5
-"""A label is called present when its probability is above this."""
+from eyetune.metrics.predictions import LABEL_THRESHOLD, LabelPredictions
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +58,7 @@ class LabelOutcomes:
     @cached_property
     def called(self) -> NDArray[np.bool_]:
         """bool[N, L]: probability above 0.5."""
-        return self.probabilities > THRESHOLD
+        return self.probabilities > LABEL_THRESHOLD
 
     @cached_property
     def support(self) -> NDArray[np.int64]:

@@ -178,7 +178,7 @@ class Resample(Outcomes):
 
 
 class Counted(Outcomes):
-    """Outcomes of which only the confusion matrix is known: enough for metrics of the most probable class."""
+    """Outcomes of which only the confusion matrix is known: enough for metrics of what is called."""
 
     @classmethod
     def counting(cls, confusion: NDArray[np.int64]) -> Counted:
@@ -321,6 +321,13 @@ class Curve:
             return float("nan")
         precision = ratio(self.hits[1:], self.hits[1:] + self.alarms[1:], otherwise=0.0)
         return float((np.diff(self.hits) * precision).sum() / self.hits[-1])
+
+
+def midranks(values: Floats) -> Floats:
+    """float64[N]: 1 for the least; equal numbers share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def ratio(part: NDArray[Any], whole: NDArray[Any], otherwise: float = float("nan")) -> Floats:

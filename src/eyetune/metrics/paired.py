@@ -22,9 +22,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from eyetune.metrics.intervals import LEVEL, RESAMPLES, Clusters
-from eyetune.metrics.outcomes import Counted, Floats, Outcomes
-from eyetune.metrics.scores import REFERABLE_GRADE, Metric, Undefined
+from eyetune.metrics.intervals import RESAMPLES, Clusters, Z
+from eyetune.metrics.outcomes import Counted, Floats, Outcomes, midranks
+from eyetune.metrics.scores import REFERABLE_GRADE, Metric, Undefined, referable_probability
 
 PERMUTATIONS = 9_999
 """Random exchanges behind a p-value; where there are no more than that in all, every one is tried instead."""
@@ -101,19 +101,8 @@ def placements(positives: Floats, negatives: Floats) -> tuple[Floats, Floats]:
     Equal scores count half. float64[M], float64[N] -> float64[M], float64[N]; in M + N log time, by midranks.
     """
     m, n = len(positives), len(negatives)
-    together = _midranks(np.concatenate([positives, negatives]))
-    return (together[:m] - _midranks(positives)) / n, 1 - (together[m:] - _midranks(negatives)) / m
-
-
-def area_interval(value: float, variance: float) -> list[float] | None:
-    """A 95% interval of an area under a ROC curve, on the logit scale, so that it stays inside 0..1 (Pepe, "The
-    Statistical Evaluation of Medical Tests", 2003, section 5.2.3). None at 0 and 1, where the variance says nothing.
-    """
-    if not 0 < value < 1 or not math.isfinite(variance):
-        return None
-    logit = math.log(value / (1 - value))
-    reach = _Z * math.sqrt(variance) / (value * (1 - value))
-    return [1 / (1 + math.exp(reach - logit)), 1 / (1 + math.exp(-reach - logit))]
+    together = midranks(np.concatenate([positives, negatives]))
+    return (together[:m] - midranks(positives)) / n, 1 - (together[m:] - midranks(negatives)) / m
 
 
 def area_columns(outcomes: Outcomes, metric: str) -> tuple[NDArray[np.bool_], Floats]:
@@ -122,9 +111,7 @@ def area_columns(outcomes: Outcomes, metric: str) -> tuple[NDArray[np.bool_], Fl
     Returns the truth bool[J, N] and the scores float64[J, N]. Raises Undefined when there is none.
     """
     if metric == "referable_auroc":
-        return (outcomes.targets >= REFERABLE_GRADE)[None], outcomes.probabilities[:, REFERABLE_GRADE:].sum(axis=1)[
-            None
-        ]
+        return (outcomes.targets >= REFERABLE_GRADE)[None], referable_probability(outcomes)[None]
     if metric != "auroc_macro":
         raise ValueError(f"{metric} is no area under ROC curves")
     support = outcomes.support
@@ -192,7 +179,7 @@ def delong(
         same = abs(difference) < _TIE
         return Compared(difference, 1.0 if same else None, reason="" if same else "neither model's area varies")
     p = 2 * NormalDist().cdf(-abs(difference) / spread)
-    return Compared(difference, p, [difference - _Z * spread, difference + _Z * spread])
+    return Compared(difference, p, [difference - Z * spread, difference + Z * spread])
 
 
 def permutation(
@@ -214,7 +201,7 @@ def permutation(
 
     Args:
         first, second: the outcomes of each seed.
-        metric: any; the ones that depend on the most probable class alone are computed from counts, a hundred times
+        metric: any; the ones that depend on what is called alone are computed from counts, a hundred times
             as fast.
         clusters: the patients.
         exchanges: random ones, at most.
@@ -284,17 +271,9 @@ def resampled_means(
 
 # --- pieces -------------------------------------------------------------------------------------------------------
 
-_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-
 
 def _mean(metric: Callable[[Outcomes], float], seeds: Sequence[Outcomes]) -> float:
     return float(np.mean([metric(outcomes) for outcomes in seeds]))
-
-
-def _midranks(values: Floats) -> Floats:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return ranks
 
 
 def _correction(clusters: int) -> float:
@@ -364,7 +343,7 @@ def _exchange_images(
 def _exchange_counts(
     first: Sequence[Outcomes], second: Sequence[Outcomes], metric: Metric, clusters: Clusters
 ) -> _Exchange:
-    """The quick way, for metrics of the most probable class: a patient moves counts from one confusion matrix to the
+    """The quick way, for metrics of what is called: a patient moves counts from one confusion matrix to the
     other, and the matrices of many exchanges are one product."""
     k, rows = first[0].num_classes, clusters.of_image
     moves = []  # of each seed, float64[patients, K * K]: what second has in each cell over what first has

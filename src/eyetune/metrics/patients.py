@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from eyetune.metrics.intervals import RESAMPLES
 from eyetune.metrics.labelmap import YES_OR_NO
+from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import is_graded_dr, score
-
-if TYPE_CHECKING:
-    from eyetune.metrics.predictions import Predictions
 
 WORSE_EYE = (
     "the worse eye: photographs of one eye are averaged, then the eye with the highest expected grade (the mean of the "
@@ -78,9 +76,7 @@ def by_patient(predictions: Predictions, *, severity: bool | None = None) -> Joi
         shares.append(means[int(np.argmax(means @ grades))] if severity else means.mean(axis=0))
     if not kept:
         return None
-    from eyetune.metrics.predictions import Predictions as Table
-
-    joined = Table(
+    joined = Predictions(
         images=kept,
         patients=kept,
         eyes=[None] * len(kept),

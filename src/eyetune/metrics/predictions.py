@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 UNKNOWN = -1
 """The target of an image whose label is not known."""
 
+LABEL_THRESHOLD = 0.5
+"""A label is called present when its probability is above this."""
+
 COLUMNS = (*KNOWN, "target", "predicted")
 LOGIT, PROBABILITY = "logit_", "prob_"
 TARGET, PREDICTED = "target_", "predicted_"
@@ -269,7 +272,7 @@ class LabelPredictions(Table):
         """int64[N, L]: 1 where the probability is above 0.5."""
         import numpy as np
 
-        result = (self.probabilities > 0.5).astype(np.int64)
+        result = (self.probabilities > LABEL_THRESHOLD).astype(np.int64)
         result.flags.writeable = False
         return result
 

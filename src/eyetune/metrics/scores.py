@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eyetune.metrics.intervals import RESAMPLES, Clusters, difference
-from eyetune.metrics.labels import THRESHOLD as LABEL_THRESHOLD
 from eyetune.metrics.labels import LabelOutcomes, rarest_label
 from eyetune.metrics.metric import METRICS, Metric, Undefined, add_intervals, macro, metric, of_task
 from eyetune.metrics.outcomes import Curve, Floats, Outcomes
-from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
+from eyetune.metrics.predictions import LABEL_THRESHOLD, LabelPredictions, Predictions, ValuePredictions
 from eyetune.metrics.reliability import CALIBRATION_BINS, width_bins
 from eyetune.metrics.table import Table
 from eyetune.metrics.values import ValueOutcomes
@@ -205,13 +204,14 @@ def referable_curve(outcomes: Outcomes) -> Curve:
     return outcomes.curve_from(REFERABLE_GRADE)
 
 
-def _referable_probability(outcomes: Outcomes) -> Floats:
+def referable_probability(outcomes: Outcomes) -> Floats:
+    """float64[N]: of grade 2 or worse, for outcomes in the five grades."""
     return outcomes.probabilities[:, REFERABLE_GRADE:].sum(axis=1)
 
 
 def _referable(outcomes: Outcomes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """bool[N] truth and bool[N] call."""
-    return outcomes.targets >= REFERABLE_GRADE, _referable_probability(outcomes) >= REFERABLE_THRESHOLD
+    return outcomes.targets >= REFERABLE_GRADE, referable_probability(outcomes) >= REFERABLE_THRESHOLD
 
 
 def _both_sides(curve: Curve) -> Curve:
@@ -356,7 +356,7 @@ def score(
         "confusion_matrix": outcomes.confusion.tolist(),
     }
     if resamples and len(known):
-        clusters = Clusters.of(known.patients, known.targets)
+        _, clusters = sample(known)
         method = f"{_BOOTSTRAP}, stratified by class"
         also = _class_metrics(result["per_class"])
         result["intervals"] = add_intervals(
@@ -404,7 +404,7 @@ def _score_labels(table: LabelPredictions, resamples: int, seed: int) -> dict[st
     metrics = {name: entry.entry(outcomes, table.labels, "labels") for name, entry in of_task("multilabel").items()}
     result = _counted(table, known) | {"labels": list(table.labels), "threshold": LABEL_THRESHOLD, "metrics": metrics}
     if resamples and len(known):
-        clusters = Clusters.of(known.patients, rarest_label(known.targets))
+        _, clusters = sample(known)
         method = f"{_BOOTSTRAP}, stratified by the rarest label present"
         result["intervals"] = add_intervals(metrics, outcomes, clusters, resamples=resamples, seed=seed, method=method)
     alone = {name: score(table.label(name), resamples=resamples, seed=seed) for name in table.labels}
@@ -417,7 +417,7 @@ def _score_values(table: ValuePredictions, resamples: int, seed: int) -> dict[st
     metrics = {name: entry.entry(outcomes) for name, entry in of_task("regression").items()}
     result = _counted(table, known) | {"target": table.name, "metrics": metrics}
     if resamples and len(known):
-        clusters = Clusters.of(known.patients, np.zeros(len(known), dtype=np.int64))
+        _, clusters = sample(known)
         result["intervals"] = add_intervals(
             metrics, outcomes, clusters, resamples=resamples, seed=seed, method=_BOOTSTRAP
         )

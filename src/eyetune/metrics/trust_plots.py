@@ -13,7 +13,7 @@ from eyetune.metrics.plots import COLOURS, FAINT, INK, finish_figure, new_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MARKS = {"before": "before", "after": "after temperature scaling"}
+_MARKS = {"before": "before", "after": "after calibration"}
 
 
 def reliability(found: Mapping[str, Any], path: Path, *, title: str = "") -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eyetune.metrics.metric import Undefined, metric
-from eyetune.metrics.outcomes import Floats
+from eyetune.metrics.outcomes import Floats, midranks
 from eyetune.metrics.predictions import ValuePredictions
 
 NORMAL_95 = 1.96
@@ -84,7 +84,7 @@ def pearson(outcomes: ValueOutcomes) -> float:
 @metric("spearman", low=-1.0, scope="values")
 def spearman(outcomes: ValueOutcomes) -> float:
     """Correlation of the ranks, equal numbers sharing theirs (Spearman, 1904)."""
-    return _correlation(_ranks(outcomes.targets), _ranks(outcomes.predicted))
+    return _correlation(midranks(outcomes.targets), midranks(outcomes.predicted))
 
 
 @metric("ccc", low=-1.0, scope="values")
@@ -133,11 +133,3 @@ def _correlation(x: Floats, y: Floats) -> float:
     # Each scaled by its own largest value first: the squares of small numbers would vanish.
     x, y = x / np.abs(x).max(), y / np.abs(y).max()
     return float(np.clip((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()), -1.0, 1.0))
-
-
-def _ranks(values: Floats) -> Floats:
-    """float64[N]: 1 for the least; equal numbers share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: Floats = ((2 * last - counts + 1) / 2)[inverse]
-    return ranks
