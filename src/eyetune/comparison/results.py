@@ -210,7 +210,7 @@ class _Tables:
             drawn = resampled_means({arm.name: self.of(arm, dataset) for arm in values}, self.clusters[dataset], metric)
             for arm_name, resamples in drawn.items():
                 entry = found[by_name[arm_name]][name]
-                ci = bias_corrected(resamples, entry["value"])
+                ci = metric.interval(resamples, entry["value"])
                 entry["ci"] = [None, None] if ci is None else ci
         return found
 
