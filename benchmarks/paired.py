@@ -35,6 +35,10 @@ GAIN = 0.5
 
 ALPHA = 0.05
 
+EXCHANGES, RESAMPLES = 199, 200
+"""Fewer than in use, for thousands of studies: a permutation test of n exchanges has the same level where ALPHA times
+n + 1 is a whole number; it only has less power."""
+
 
 def study(patients: int, seed: int, models: int = 2, gain: float = 0.0) -> tuple[list[Outcomes], list[str]]:
     """What `models` models say of `patients` patients, two eyes each, and who they are. All are of the same skill but
@@ -60,8 +64,8 @@ def rejected(patients: int, seed: int, by_patient: bool, gain: float = 0.0) -> l
     clusters = Clusters.of(names if by_patient else [None] * len(names), first.targets)
     qwk = METRICS.get("qwk")
     by_area = delong([first], [second], "referable_auroc", clusters).p
-    by_exchange = permutation([first], [second], qwk, clusters, exchanges=999, seed=seed).p
-    drawn = resampled_means({"a": [first], "b": [second]}, clusters, qwk, resamples=500, seed=seed)
+    by_exchange = permutation([first], [second], qwk, clusters, exchanges=EXCHANGES, seed=seed).p
+    drawn = resampled_means({"a": [first], "b": [second]}, clusters, qwk, resamples=RESAMPLES, seed=seed)
     interval = bias_corrected(drawn["a"] - drawn["b"], qwk(first) - qwk(second))
     outside = interval is not None and not interval[0] <= 0 <= interval[1]
     return [by_area is not None and by_area <= ALPHA, by_exchange is not None and by_exchange <= ALPHA, outside]
@@ -75,7 +79,7 @@ def any_rejected(patients: int, seed: int) -> list[bool]:
     qwk = METRICS.get("qwk")
     pairs = list(combinations(models, 2))
     by_area = [delong([a], [b], "referable_auroc", clusters).p for a, b in pairs]
-    by_exchange = [permutation([a], [b], qwk, clusters, exchanges=999, seed=seed).p for a, b in pairs]
+    by_exchange = [permutation([a], [b], qwk, clusters, exchanges=EXCHANGES, seed=seed).p for a, b in pairs]
     found = []
     for values in (by_area, by_exchange):
         found += [any(p is not None and p <= ALPHA for p in ps) for ps in (values, holm(values))]

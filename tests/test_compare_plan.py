@@ -143,6 +143,26 @@ def test_what_cannot_be_is_refused(table: Path, words: list[str], said: str) -> 
     assert said in str(caught.value)
 
 
+def test_the_example_is_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = Path(__file__).parent.parent / "examples" / "strategies.yaml"
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    for name in ("labels.csv", "models/VFM_Fundus_weights.pth"):
+        Path(name).touch()
+    found = read_plan([str(example)])
+    arms = {arm.name: found.config(arm) for arm in found.arms}
+    epochs = {name: one.adapt.build().epochs(one.train.epochs) for name, one in arms.items()}
+    assert epochs == {"linear": 15, "gradual": 45, "full": 30}
+    assert arms["gradual"].adapt.model_dump()["patience"] == 5
+    assert arms["full"].adapt.model_dump()["layer_decay"] == 0.85
+    assert {(one.model.backbone, str(one.model.weights)) for one in arms.values()} == {
+        ("visionfm", "models/VFM_Fundus_weights.pth")
+    }
+    assert (found.seeds, found.budget) == ((0, 1, 2), "own")
+    drawn = read_plan([str(example), "--backbones", "nano"])
+    assert {(cell.config.model.backbone, cell.config.model.weights) for cell in drawn.cells} == {("nano", None)}
+
+
 def test_an_unknown_word_in_the_file_is_refused(table: Path) -> None:
     with pytest.raises(ConfigError, match=r"compare\.strategy: unknown.*strategies"):
         plan(table, yaml="compare: {strategy: [lora]}\n")

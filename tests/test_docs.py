@@ -19,6 +19,7 @@ import pytest
 
 from eyetune.adapt import STRATEGIES
 from eyetune.backbones import BACKBONES
+from eyetune.comparison.plan import read_plan
 from eyetune.config import Config, Flag, flags
 from eyetune.flags import parse
 
@@ -215,9 +216,14 @@ def test_a_wrong_command_would_be_noticed() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
-def test_yaml_is_a_configuration(block: Block, tmp_path: Path) -> None:
+def test_yaml_is_a_configuration(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(block.text, encoding="utf-8")
+    if "\ncompare:" in block.text:
+        monkeypatch.chdir(tmp_path)
+        Path("labels.csv").touch()
+        assert read_plan([str(path)]).cells
+        return
     config = Config.from_yaml(path, check_files=False)
     if not isinstance(config.augment, str):
         from eyetune.backbones import find_spec

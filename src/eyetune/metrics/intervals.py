@@ -191,9 +191,8 @@ def share_entries(
 
 def wilson(share: float, n: float) -> list[float]:
     """[low, high]: the 95% interval of a share seen in `n` >= 1 observations (Wilson, 1927)."""
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
     return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
