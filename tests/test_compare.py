@@ -202,13 +202,8 @@ def test_another_configuration_is_refused(
     assert (compared / results.FILE).read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"),
-    [
-        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
-        pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 def test_interrupted_it_goes_on_to_the_same_end(
     configuration: Path,
     compared: Path,
