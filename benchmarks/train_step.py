@@ -64,10 +64,11 @@ def with_eyetune(
     from eyetune.backbones import load_backbone
     from eyetune.config import TrainConfig
     from eyetune.runtime import Runtime
+    from eyetune.train.answers import Classes
     from eyetune.train.loop import compile_network
     from eyetune.train.optim import build_optimizer, build_schedule
     from eyetune.train.steps import train_epoch
-    from eyetune.train.task import ClassificationTask
+    from eyetune.train.task import SupervisedTask
 
     runtime = Runtime()
     model = Classifier(load_backbone(backbone, "random", pixels=pixels), CLASSES, 0.3)
@@ -83,7 +84,7 @@ def with_eyetune(
         compile_network(model.backbone)
     optimizer = build_optimizer(chosen.groups(model), adapt.default_lr, train.weight_decay)
     schedule = build_schedule(optimizer, train, epochs=train.epochs, steps_per_epoch=100)
-    task = ClassificationTask([str(n) for n in range(CLASSES)], train)
+    task = SupervisedTask(Classes(tuple(str(n) for n in range(CLASSES))), train)
     network = runtime.prepare(model)
     once = [
         {

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from eyetune.adapt import STRATEGIES, Step, parse_adapt
 from eyetune.adapt.classifier import Classifier
 from eyetune.adapt.strategy import Strategy
+from eyetune.train.answers import Answer, Classes, Coral, Corn, Labels, Number, Objective, Ranked
 
 ARCHITECTURES = [*SMALL, "nano", *(pytest.param(name, marks=pytest.mark.slow) for name in REAL)]
 CLASSES = 3
@@ -183,3 +184,84 @@ def test_the_state_survives_json_and_continues_the_same_way(kind: str) -> None:
         assert trainable(resumed_model) == trainable(model)
         if expected.step is Step.STOP:
             break
+
+
+# --- heads: what the last layer gives, and what it is asked -----------------------------------------------------------
+
+GRADES = ("0", "1", "2", "3")
+ANSWERS: dict[str, tuple[Answer, torch.Tensor]] = {
+    "softmax": (Classes(GRADES), torch.tensor([0, 1, 3, 0])),
+    "corn": (Corn(GRADES), torch.tensor([0, 1, 3, 2])),
+    "coral": (Coral(GRADES), torch.tensor([0, 1, 3, 2])),
+    "regression": (Ranked(GRADES, mean=1.0, std=0.8), torch.tensor([0, 1, 3, 2])),
+    "labels": (Labels(("a", "b")), torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [1.0, 0.0], [0.0, float("nan")]])),
+    "number": (Number(("age",), mean=50.0, std=9.0), torch.tensor([40.0, 61.0, 52.0, 38.0])),
+}
+
+every_answer = pytest.mark.parametrize("asked", ANSWERS)
+
+
+def answering(kind: str, asked: str) -> tuple[Classifier, Strategy, torch.optim.Optimizer]:
+    """A small network with the head that an answer needs, and two steps of its own loss behind it."""
+    answer, target = ANSWERS[asked]
+    torch.manual_seed(1)
+    strategy = parse_adapt(kind).build()
+    model = strategy.apply(Classifier(backbone("test_vit"), answer.outputs, dropout=0.1, shared=answer.shared))
+    model.reading = answer.evidence
+    optimizer = optimizer_for(model, strategy)
+    strategy.set_mode(model, True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        answer.losses(model(images("test_vit")), target, Objective()).mean().backward()
+        optimizer.step()
+    return model, strategy, optimizer
+
+
+@every_strategy
+@every_answer
+def test_the_loss_of_every_head_moves_all_that_trains(kind: str, asked: str) -> None:
+    answer, _ = ANSWERS[asked]
+    torch.manual_seed(1)
+    before = Classifier(backbone("test_vit"), answer.outputs, dropout=0.1, shared=answer.shared)
+    untrained = parse_adapt(kind).build().apply(before)
+    start = {name: tensor.clone() for name, tensor in untrained.state_dict().items()}
+
+    model, _, _ = answering(kind, asked)
+
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, start[name])}
+    assert promised(kind, model) - moved == set()
+
+
+@every_strategy
+@every_answer
+def test_every_head_comes_back_bit_by_bit(kind: str, asked: str) -> None:
+    answer, _ = ANSWERS[asked]
+    model, strategy, _ = answering(kind, asked)
+    strategy.set_mode(model, False)
+    other_strategy = parse_adapt(kind).build()
+    other = other_strategy.apply(Classifier(backbone("test_vit"), answer.outputs, dropout=0.1, shared=answer.shared))
+    other.reading = answer.evidence
+    other_strategy.set_mode(other, False)
+    photographs = images("test_vit")
+
+    with torch.no_grad():
+        expected = model.scores(photographs)
+        assert not torch.equal(other.scores(photographs), expected)
+        other_strategy.load_checkpoint(other, strategy.checkpoint(model))
+
+        assert torch.equal(other.scores(photographs), expected)
+    assert model(photographs).shape == (4, answer.outputs)
+    assert bool(expected.isfinite().all())
+
+
+@every_strategy
+@every_answer
+def test_every_head_trains_in_half_precision(kind: str, asked: str) -> None:
+    answer, target = ANSWERS[asked]
+    model, strategy, _ = answering(kind, asked)
+    strategy.set_mode(model, True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = answer.losses(model(images("test_vit")), target, Objective())
+    assert losses.dtype == torch.float32
+    losses.mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

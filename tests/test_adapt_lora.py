@@ -276,7 +276,7 @@ def test_a_saved_adapter_gives_the_same_outputs_again(name: str, tmp_path: Path)
     load_adapter(other, tmp_path, "again")
 
     torch.testing.assert_close(outputs(other.eval(), name), outputs(model, name), atol=1e-5, rtol=0)
-    assert other.num_classes == 5
+    assert other.outputs == 5
     assert other.head[0].p == 0.25
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 
@@ -339,7 +339,7 @@ def test_several_adapters_on_one_base_are_switched_with_their_heads(tmp_path: Pa
         use_adapter(base, name)
         torch.testing.assert_close(outputs(base), outputs(models[name]), atol=1e-5, rtol=0)
         torch.testing.assert_close(outputs(merge(base).eval()), outputs(models[name]), atol=1e-5, rtol=1e-5)
-        assert base.num_classes == models[name].num_classes
+        assert base.outputs == models[name].outputs
         assert count_parameters(base)[0] == count_parameters(models[name])[0]
     save_adapter(base, tmp_path / "copy")
     assert (tmp_path / "copy/adapter_model.safetensors").read_bytes() == (

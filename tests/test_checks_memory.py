@@ -20,7 +20,7 @@ from eyetune.config import Config
 from eyetune.data.records import Manifest
 from eyetune.findings import Status
 from eyetune.runtime import Runtime
-from eyetune.train.task import ClassificationTask
+from eyetune.train.task import SupervisedTask
 
 MIB = 2**20
 
@@ -121,13 +121,13 @@ def test_steps_that_keep_nothing_pass(manifest: Manifest) -> None:
 @pytest.mark.slow
 def test_a_leak_fails(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Tensor] = []
-    real = ClassificationTask.loss
+    real = SupervisedTask.loss
 
-    def leaking(self: ClassificationTask, network: Any, batch: Any) -> Tensor:
+    def leaking(self: SupervisedTask, network: Any, batch: Any) -> Tensor:
         kept.append(real(self, network, batch))  # with its graph
         return kept[-1]
 
-    monkeypatch.setattr(ClassificationTask, "loss", leaking)
+    monkeypatch.setattr(SupervisedTask, "loss", leaking)
     finding = memory.growth(subject(manifest), Runtime("cpu", "fp32"), 25)
     assert finding.status == Status.FAIL, finding.why
     assert "detach" in finding.advice

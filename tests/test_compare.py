@@ -22,7 +22,7 @@ from eyetune.data.phantom import write_cohort
 from eyetune.metrics import plots
 from eyetune.report import page
 from eyetune.train import results as run_results
-from eyetune.train.task import ClassificationTask
+from eyetune.train.task import SupervisedTask
 
 SETTINGS = """
 data: {{table: {table}, label_column: dr_grade, val: 0.2, test: 0.3, cache: {cache}}}
@@ -215,7 +215,7 @@ def test_interrupted_it_goes_on_to_the_same_end(
     code: int,
 ) -> None:
     calls = 0
-    original = ClassificationTask.loss
+    original = SupervisedTask.loss
 
     def signalled(*arguments: Any) -> Any:
         nonlocal calls
@@ -226,7 +226,7 @@ def test_interrupted_it_goes_on_to_the_same_end(
 
     words = ("--strategies", "lora,linear", "--seeds", "1")
     with monkeypatch.context() as patch:
-        patch.setattr(ClassificationTask, "loss", signalled)
+        patch.setattr(SupervisedTask, "loss", signalled)
         assert run(configuration, tmp_path / "out", *words) == code
     assert "1 of 2 runs are finished" in capsys.readouterr().err
     found = content(tmp_path / "out")

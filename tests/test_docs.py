@@ -289,7 +289,7 @@ def test_the_worked_strategy_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         config = Config.parse({"data": {"table": "labels.csv"}, "adapt": {"kind": "biases"}}, check_files=False)
         assert config.learning_rate == 1e-3
         strategy = config.adapt.build()
-        model = strategy.apply(Classifier(et.load_backbone("nano", weights="random"), num_classes=5))
+        model = strategy.apply(Classifier(et.load_backbone("nano", weights="random"), outputs=5))
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert trained
         assert all(name.endswith(".bias") or name.startswith("head.") for name in trained)

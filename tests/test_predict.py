@@ -263,14 +263,14 @@ def test_a_file_that_goes_while_the_others_are_predicted_is_one_row(
 ) -> None:
     run = et.load_run(home / "run", cache=False)
     copies = [Path(shutil.copy(path, tmp_path)) for path in eyes[:4]]
-    predictions, left = run.predictions, [copies[2]]
+    table, left = run.table, [copies[2]]
 
     def slowly(*args: Any, **options: Any) -> Any:
         if left:
             left.pop().unlink()
-        return predictions(*args, **options)
+        return table(*args, **options)
 
-    monkeypatch.setattr(run, "predictions", slowly)
+    monkeypatch.setattr(run, "table", slowly)
     rows = Predictor(run, quality=True, workers=0).rows([Record(path, None, path.name, path.name) for path in copies])
     assert ["no such file" in str(row["error"]) for row in rows] == [False, False, True, False]
     assert [row["predicted"] is None for row in rows] == [False, False, True, False]

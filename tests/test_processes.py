@@ -141,10 +141,10 @@ from datetime import timedelta
 from eyetune import cli, runtime
 from eyetune.errors import UserError
 from eyetune.train import task
-from eyetune.train.task import ClassificationTask
+from eyetune.train.task import SupervisedTask
 
 fault, last = os.environ.get("FAULT", ""), os.environ["RANK"] == "1"
-original, calls = ClassificationTask.loss, 0
+original, calls = SupervisedTask.loss, 0
 
 def loss(*arguments):
     global calls
@@ -169,7 +169,7 @@ def predict(*arguments, original=task.predict, **options):
         time.sleep(2)
     return original(*arguments, **options)
 
-ClassificationTask.loss, task.predict = loss, predict
+SupervisedTask.loss, task.predict = loss, predict
 if fault == "silent":
     runtime.ANSWER_WITHIN = timedelta(seconds=10)
 sys.exit(cli.main(sys.argv[1:]))

@@ -59,7 +59,7 @@ def loading(images: Manifest, cache: Cache | None, settings: FundusSettings = SE
 def test_each_image_is_passed_through_once_ever(
     tmp_path: Path, images: Manifest, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    direct = predict(tiny_model("linear")[0].backbone, loading(images, None, training=False), runtime).logits
+    direct = predict(tiny_model("linear")[0].backbone, loading(images, None, training=False), runtime).raw
     first, again, other = (Counted(monkeypatch, seed) for seed in (0, 0, 1))
     found = compute_once(first.model, loading(images, Cache(tmp_path / "cache", 1)), runtime, "")
     assert torch.equal(found.features[0], direct)
@@ -213,5 +213,5 @@ def test_several_processes_compute_a_part_each(tmp_path: Path, images: Manifest)
     runtime = Rank("cpu", "fp32", seed=0)
     found = backbone_features(backbone, loading(images, None), runtime, fingerprint="f", description="")[0]
     assert torch.equal(found[5:], torch.ones(5, 32))
-    expected = predict(backbone, loading(images, None, training=False), Runtime("cpu", "fp32")).logits
+    expected = predict(backbone, loading(images, None, training=False), Runtime("cpu", "fp32")).raw
     torch.testing.assert_close(found[:5], expected[:5])

@@ -18,7 +18,7 @@ from eyetune.errors import RunError
 from eyetune.interrupt import Interrupted, deferred, heeded, pending
 from eyetune.train import loop, task
 from eyetune.train.rundir import RunDir
-from eyetune.train.task import ClassificationTask
+from eyetune.train.task import SupervisedTask
 
 #: Phases of one epoch each, so that three epochs see three phases.
 GRADUAL = {"kind": "gradual", "phases": [0, 1, "all"], "patience": 1}
@@ -94,7 +94,7 @@ def test_stopped_after_any_batch_it_ends_the_same(
     for batch in range(1, 9):
         run = RunDir.create(tmp_path / str(batch))
         with monkeypatch.context() as patch:
-            signal_in(patch, ClassificationTask, "loss", batch, signal.SIGTERM)
+            signal_in(patch, SupervisedTask, "loss", batch, signal.SIGTERM)
             with pytest.raises(Interrupted, match=f"--resume {run.path}") as caught:
                 fit_tiny(run, train_images, val_images, adapt=adapt, **options)
         assert caught.value.signum == signal.SIGTERM
@@ -123,9 +123,9 @@ def test_stopped_in_validation_the_training_of_the_epoch_is_kept(
             fit_tiny(run, train_images, val_images)
     assert caught.value.signum == signum
     seen = []
-    original = ClassificationTask.loss
+    original = SupervisedTask.loss
     with monkeypatch.context() as patch:
-        patch.setattr(ClassificationTask, "loss", lambda *args: seen.append(1) or original(*args))
+        patch.setattr(SupervisedTask, "loss", lambda *args: seen.append(1) or original(*args))
         fit_tiny(run, train_images, val_images, resume=True)
     assert len(seen) == 3 * (3 - epoch), "an epoch that was trained is not trained again"
     assert_same(run, whole)
@@ -138,7 +138,7 @@ def test_stopped_again_and_again_it_ends_the_same(
     fit_tiny(whole, train_images, val_images, augment="medium")
     for attempt in range(20):
         with monkeypatch.context() as patch:
-            signal_in(patch, ClassificationTask, "loss", 1, signal.SIGTERM)
+            signal_in(patch, SupervisedTask, "loss", 1, signal.SIGTERM)
             try:
                 fit_tiny(run, train_images, val_images, augment="medium", resume=attempt > 0)
                 break
@@ -165,7 +165,7 @@ def test_a_second_ctrl_c_stops_at_once_and_keeps_the_last_checkpoint(
 ) -> None:
     monkeypatch.setattr(interrupt, "ONE_WISH", 0.0)
     run = RunDir.create(tmp_path / "run")
-    original = ClassificationTask.loss
+    original = SupervisedTask.loss
     calls = 0
 
     def loss(*args: Any) -> Tensor:
@@ -177,7 +177,7 @@ def test_a_second_ctrl_c_stops_at_once_and_keeps_the_last_checkpoint(
             raise AssertionError("not reached")
         return original(*args)
 
-    monkeypatch.setattr(ClassificationTask, "loss", loss)
+    monkeypatch.setattr(SupervisedTask, "loss", loss)
     with pytest.raises(Interrupted, match="1 of 3 epochs are kept"):
         fit_tiny(run, train_images, val_images)
     last = run.load_last()
@@ -204,7 +204,7 @@ def test_the_middle_of_an_epoch_needs_as_many_processes(
 ) -> None:
     run = RunDir.create(tmp_path / "run")
     with monkeypatch.context() as patch:
-        signal_in(patch, ClassificationTask, "loss", 5, signal.SIGTERM)
+        signal_in(patch, SupervisedTask, "loss", 5, signal.SIGTERM)
         with pytest.raises(Interrupted):
             fit_tiny(run, train_images, val_images)
     original = loop._Trainer._load_part

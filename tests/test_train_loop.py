@@ -28,7 +28,7 @@ from eyetune.train.features import can_compute_once, compute_once
 from eyetune.train.logs import check_available, scalars
 from eyetune.train.loop import fit
 from eyetune.train.rundir import RunDir
-from eyetune.train.task import ClassificationTask, Validation, predict
+from eyetune.train.task import SupervisedTask, Validation, predict
 
 #: Phases of one epoch each, so that three epochs see three phases.
 GRADUAL = {"kind": "gradual", "phases": [0, 1, "all"], "patience": 1}
@@ -52,17 +52,17 @@ class Interrupt:
     """Ctrl-C in the middle of epoch `epoch` (from 0)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-        original = ClassificationTask.loss
+        original = SupervisedTask.loss
         calls = 0
 
-        def loss(task: ClassificationTask, *args: Any) -> Tensor:
+        def loss(task: SupervisedTask, *args: Any) -> Tensor:
             nonlocal calls
             calls += 1
             if calls > 3 * epoch + 1:  # ten images in batches of four: three a epoch
                 raise KeyboardInterrupt
             return original(task, *args)
 
-        monkeypatch.setattr(ClassificationTask, "loss", loss)
+        monkeypatch.setattr(SupervisedTask, "loss", loss)
 
 
 @pytest.mark.parametrize("interrupted_in", [1, 2])
@@ -179,11 +179,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float | None]) -> lis
     """Let validation say these values, epoch by epoch; returns the weights it was shown."""
     shown: list[dict[str, Tensor]] = []
 
-    def validate(task: ClassificationTask, network: torch.nn.Module, *_: Any) -> Validation:
+    def validate(task: SupervisedTask, network: torch.nn.Module, *_: Any) -> Validation:
         shown.append(weights(network))
         return Validation(0.5, {task.metric: values[len(shown) - 1]})
 
-    monkeypatch.setattr(ClassificationTask, "validate", validate)
+    monkeypatch.setattr(SupervisedTask, "validate", validate)
     return shown
 
 
@@ -306,15 +306,15 @@ def test_the_strategy_may_stop_the_run(tmp_path: Path, monkeypatch: pytest.Monke
 def test_divergence_names_the_images_and_keeps_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train_images: Manifest
 ) -> None:
-    original = ClassificationTask.loss
+    original = SupervisedTask.loss
     calls = 0
 
-    def loss(task: ClassificationTask, network: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(task: SupervisedTask, network: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
         nonlocal calls
         calls += 1
         return original(task, network, batch) * (math.nan if calls == 5 else 1.0)
 
-    monkeypatch.setattr(ClassificationTask, "loss", loss)
+    monkeypatch.setattr(SupervisedTask, "loss", loss)
     run = RunDir.create(tmp_path / "run")
     with pytest.raises(UserError, match=r"in epoch 2: training diverged at batch 2: the loss is nan") as caught:
         fit_tiny(run, train_images, None)
@@ -421,7 +421,7 @@ def test_features_stand_at_the_index_of_their_image(train_images: Manifest) -> N
     shuffled = loader(train_images, training=True, batch_size=3)
     shuffled.set_epoch(5)
     found = compute_once(model, shuffled, runtime, "")
-    expected = predict(model.backbone, loader(train_images, training=False), runtime).logits
+    expected = predict(model.backbone, loader(train_images, training=False), runtime).raw
     torch.testing.assert_close(found.features, expected[None])
     found.set_epoch(2)
     shuffled.set_epoch(2)
@@ -509,7 +509,7 @@ def test_fit_speaks_a_line_an_epoch(tmp_path: Path, train_images: Manifest, val_
     fit(
         model,
         strategy,
-        ClassificationTask.of(train_images, settings),
+        SupervisedTask.of(train_images, settings),
         loader(train_images, training=True),
         loader(val_images, training=False),
         run=RunDir.create(tmp_path / "run"),

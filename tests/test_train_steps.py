@@ -17,9 +17,10 @@ from eyetune.config import TrainConfig
 from eyetune.errors import ConfigError, UserError
 from eyetune.runtime import Runtime
 from eyetune.train import steps
+from eyetune.train.answers import Classes
 from eyetune.train.optim import Schedule, build_optimizer
 from eyetune.train.steps import EpochStopped, train_epoch
-from eyetune.train.task import ClassificationTask, predict
+from eyetune.train.task import SupervisedTask, predict
 
 CLASSES = ("0", "1", "2")
 
@@ -68,7 +69,7 @@ def gradients(sizes: list[int], accumulate: int, batch_size: int, **settings: An
     recorder = Recorder(model.parameters())
     train_epoch(
         model,
-        ClassificationTask(CLASSES, TrainConfig(**settings), class_weights=(0.5, 1.0, 1.5)),
+        SupervisedTask(Classes(CLASSES), TrainConfig(**settings), weights=torch.tensor([0.5, 1.0, 1.5])),
         Given(images, targets, sizes),
         optimizer=recorder,
         schedule=Schedule(recorder, "constant", 10, 0),
@@ -107,7 +108,7 @@ def run(model: nn.Module, images: Tensor, targets: Tensor, sizes: list[int], **o
     optimizer = build_optimizer([RateGroup("all", list(model.parameters()), 1.0, True)], 1e-3, 0.0)
     return train_epoch(
         model,
-        ClassificationTask(CLASSES, TrainConfig(), names=[f"eye{i}.png" for i in range(len(images))]),
+        SupervisedTask(Classes(CLASSES), TrainConfig(), names=[f"eye{i}.png" for i in range(len(images))]),
         Given(images, targets, sizes),
         optimizer=optimizer,
         schedule=Schedule(optimizer, "constant", 10, 0),
@@ -125,7 +126,7 @@ def test_the_epochs_loss_is_the_mean_over_images_not_over_batches() -> None:
     recorder = Recorder(model.parameters())
     result = train_epoch(
         model,
-        ClassificationTask(CLASSES, TrainConfig()),
+        SupervisedTask(Classes(CLASSES), TrainConfig()),
         Given(images, targets, [5, 2]),
         optimizer=recorder,
         schedule=Schedule(recorder, "constant", 10, 0),
@@ -142,7 +143,7 @@ def test_clipping_bounds_the_whole_gradient_after_accumulation() -> None:
     recorder = Recorder(model.parameters())
     train_epoch(
         model,
-        ClassificationTask(CLASSES, TrainConfig()),
+        SupervisedTask(Classes(CLASSES), TrainConfig()),
         Given(images, targets, [2, 2, 2, 2]),
         optimizer=recorder,
         schedule=Schedule(recorder, "constant", 10, 0),
@@ -237,9 +238,9 @@ def test_a_last_batch_of_one_image_passes_batch_norm() -> None:
 
 def test_focal_is_cross_entropy_at_gamma_zero_and_less_for_easy_images() -> None:
     logits, targets = torch.tensor([[4.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 1])
-    plain = ClassificationTask(CLASSES, TrainConfig()).losses(logits, targets)
-    zero = ClassificationTask(CLASSES, TrainConfig(balance="focal", focal_gamma=0)).losses(logits, targets)
-    two = ClassificationTask(CLASSES, TrainConfig(balance="focal", focal_gamma=2)).losses(logits, targets)
+    plain = SupervisedTask(Classes(CLASSES), TrainConfig()).losses(logits, targets)
+    zero = SupervisedTask(Classes(CLASSES), TrainConfig(balance="focal", focal_gamma=0)).losses(logits, targets)
+    two = SupervisedTask(Classes(CLASSES), TrainConfig(balance="focal", focal_gamma=2)).losses(logits, targets)
     torch.testing.assert_close(zero, plain)
     chance = (-plain).exp()
     torch.testing.assert_close(two, (1 - chance) ** 2 * plain)
@@ -248,7 +249,7 @@ def test_focal_is_cross_entropy_at_gamma_zero_and_less_for_easy_images() -> None
 def test_soft_targets_give_the_mixture_of_the_losses() -> None:
     logits = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
     for balance in ("none", "focal", "weighted"):
-        task = ClassificationTask(CLASSES, TrainConfig(balance=balance), class_weights=(0.5, 1.0, 1.5))
+        task = SupervisedTask(Classes(CLASSES), TrainConfig(balance=balance), weights=torch.tensor([0.5, 1.0, 1.5]))
         mixed = task.losses(logits, torch.tensor([[0.3, 0.0, 0.7]]))
         parts = [task.losses(logits, torch.tensor([c])) for c in (0, 2)]
         torch.testing.assert_close(mixed, 0.3 * parts[0] + 0.7 * parts[1])
@@ -264,7 +265,7 @@ def test_mixup_reaches_the_loss() -> None:
             return images.flatten(1)[:, :3]
 
     torch.manual_seed(0)
-    task = ClassificationTask(CLASSES, TrainConfig(mixup=1.0))
+    task = SupervisedTask(Classes(CLASSES), TrainConfig(mixup=1.0))
     task.loss(Spy(), {"image": images, "target": targets, "index": torch.arange(6)})
     assert not torch.equal(seen["images"], images)
 
@@ -279,13 +280,13 @@ def test_mixup_reaches_the_loss() -> None:
 )
 def test_a_metric_that_cannot_be_is_refused_at_once(classes: tuple[str, ...], name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ClassificationTask(classes, TrainConfig(metric=name))
+        SupervisedTask(Classes(classes), TrainConfig(metric=name))
 
 
 def test_the_default_metric_follows_the_classes() -> None:
-    assert ClassificationTask(("0", "1", "2", "3", "4"), TrainConfig()).metric == "qwk"
-    assert ClassificationTask(("no", "yes"), TrainConfig()).metric == "auroc_macro"
-    assert not ClassificationTask(("no", "yes"), TrainConfig(metric="nll")).higher_is_better
+    assert SupervisedTask(Classes(("0", "1", "2", "3", "4")), TrainConfig()).metric == "qwk"
+    assert SupervisedTask(Classes(("no", "yes")), TrainConfig()).metric == "auroc_macro"
+    assert not SupervisedTask(Classes(("no", "yes")), TrainConfig(metric="nll")).higher_is_better
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ def test_the_default_metric_follows_the_classes() -> None:
 )
 def test_validation_says_what_its_images_lack(targets: list[int], gaps: str) -> None:
     loader = Given(data(4)[0], torch.tensor(targets), [4])
-    found = ClassificationTask(CLASSES, TrainConfig()).validate(network(), loader, Runtime("cpu", "fp32"))
+    found = SupervisedTask(Classes(CLASSES), TrainConfig()).validate(network(), loader, Runtime("cpu", "fp32"))
     assert found.gaps == gaps
 
 
@@ -316,12 +317,12 @@ def test_prediction_gives_each_image_once_in_order_in_float32() -> None:
     found = predict(backbone, Repeats(images, targets, []), Runtime("cpu", "bf16"))
     assert found.index.tolist() == list(range(9))
     assert found.target.tolist() == targets.tolist()
-    assert found.logits.dtype == torch.float32
+    assert found.raw.dtype == torch.float32
     with torch.no_grad():
-        torch.testing.assert_close(found.logits, backbone.eval()(images), atol=0.05, rtol=0.05)
+        torch.testing.assert_close(found.raw, backbone.eval()(images), atol=0.05, rtol=0.05)
 
 
-class Spoilt(ClassificationTask):
+class Spoilt(SupervisedTask):
     """The loss of every batch in `bad` (from 0) is NaN."""
 
     bad: tuple[int, ...] = ()
@@ -335,7 +336,7 @@ class Spoilt(ClassificationTask):
 def spoilt(bad: tuple[int, ...], model: nn.Module, sizes: list[int], **options: Any) -> Any:
     images, targets = (whole[: sum(sizes)] for whole in data(8))
     optimizer = build_optimizer([RateGroup("all", list(model.parameters()), 1.0, True)], 1e-2, 0.0)
-    task = Spoilt(CLASSES, TrainConfig(), names=[f"eye{i}.png" for i in range(sum(sizes))])
+    task = Spoilt(Classes(CLASSES), TrainConfig(), names=[f"eye{i}.png" for i in range(sum(sizes))])
     task.bad = bad
     return train_epoch(
         model,

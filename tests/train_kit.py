@@ -23,7 +23,7 @@ from eyetune.data.records import Manifest
 from eyetune.runtime import Runtime, seed_everything
 from eyetune.train.loop import FitResult, fit
 from eyetune.train.rundir import ModelCard, RunDir
-from eyetune.train.task import ClassificationTask
+from eyetune.train.task import SupervisedTask
 
 # The networks are tiny: a second thread only waits for the first.
 torch.set_num_threads(1)
@@ -123,7 +123,7 @@ def fit_tiny(
     """One whole run on the CPU."""
     settings = TrainConfig(**({"epochs": 3, "batch_size": 4, "tensorboard": False} | train))
     model, strategy = tiny_model(adapt, dropout=dropout)
-    task = ClassificationTask.of(train_manifest, settings)
+    task = SupervisedTask.of(train_manifest, settings)
     result = fit(
         model,
         strategy,

@@ -18,9 +18,11 @@ from pydantic_core import PydanticUndefined
 
 import eyetune.adapt  # noqa: F401 - its strategies register themselves
 from eyetune.adapt.strategy import STRATEGIES, StrategyConfig, adapt_union, parse_adapt
-from eyetune.adapt.task import TaskConfig
+from eyetune.adapt.task import READS, TaskConfig
 from eyetune.backbones.config import ModelConfig
 from eyetune.data.config import AugmentConfig, DataConfig
+from eyetune.data.record import Kind
+from eyetune.data.records import kind_of
 from eyetune.errors import ConfigError, did_you_mean
 from eyetune.section import Section
 
@@ -128,6 +130,25 @@ class Config(Section):
         """`data.split_seed`, or the run's seed."""
         return self.seed if self.data.split_seed is None else self.data.split_seed
 
+    @property
+    def asked(self) -> TaskConfig:
+        """The task with its kind settled: by the label columns and the head, where it is auto."""
+        return self.task.settled(several_labels=kind_of(self.data.label_column) == "labels")
+
+    @property
+    def reads(self) -> Kind:
+        """What the label column holds: classes, labels or a value."""
+        return READS[self.asked.kind]
+
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Settings that cannot go with the task: dotted path and what is wrong."""
+        return self.task.misfits(
+            several_labels=kind_of(self.data.label_column) == "labels",
+            named_classes=self.data.classes is not None,
+            balance=self.train.balance,
+            smoothing=self.train.label_smoothing,
+        )
+
     @classmethod
     def from_yaml(
         cls, path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, check_files: bool = True
@@ -158,6 +179,8 @@ class Config(Section):
         except ValidationError as error:
             for path, message in _messages(error, content):
                 faults.setdefault(path, message)
+        if config is not None:
+            faults |= dict(config.misfits())
         if check_files:
             for path, message in _missing_files(content):
                 faults.setdefault(path, message)

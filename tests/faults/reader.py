@@ -27,7 +27,7 @@ from eyetune.runtime import Runtime
 from eyetune.train.features import backbone_features
 from eyetune.train.loop import fit
 from eyetune.train.rundir import RunDir
-from eyetune.train.task import ClassificationTask
+from eyetune.train.task import SupervisedTask
 
 
 def kill_a_reader(pause: float) -> None:
@@ -36,7 +36,7 @@ def kill_a_reader(pause: float) -> None:
     time.sleep(pause)
 
 
-class Killing(ClassificationTask):
+class Killing(SupervisedTask):
     """Kills a reader in the second step."""
 
     calls = 0

@@ -49,7 +49,7 @@ from eyetune.pages import page
 from eyetune.report import mistakes
 from eyetune.train import loop, results
 from eyetune.train.rundir import RunDir
-from eyetune.train.task import ClassificationTask
+from eyetune.train.task import SupervisedTask
 from eyetune.verbs import finetune
 
 torch.set_num_threads(1)
@@ -197,7 +197,7 @@ class Watcher:
             (finetune._Job, "describe", "describing"),
             (loop, "compute_once", "computing"),
             (loop, "train_epoch", "training"),
-            (ClassificationTask, "validate", "validating"),
+            (SupervisedTask, "validate", "validating"),
             (loop._Trainer, "_commit", "saving"),
             (finetune._Job, "score", "predicting"),
             (results, "add_scores", "scoring"),

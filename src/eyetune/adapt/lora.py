@@ -34,7 +34,7 @@ from eyetune.tensors import read_tensors, write_tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from eyetune.adapt.classifier import Classifier
+    from eyetune.adapt.classifier import Classifier, SharedLinear
     from eyetune.backbones.backbone import Backbone, LayerGroup
 
 PEFT_PREFIX = "base_model.model."
@@ -263,12 +263,17 @@ def save_adapter(model: Classifier, folder: Path) -> None:
     Raises UserError when the folder cannot be written, and ValueError when the model has no adapter.
     """
     folder = Path(folder)
+    from eyetune.adapt.classifier import SharedLinear
+
     name = _active(model)
     config = _configs(model.backbone.network)[name]
     classifier = (config.modules_to_save or ["head"])[0]
     tensors = {f"{PEFT_PREFIX}{key}": tensor for key, tensor in _adapter_tensors(model.backbone.network, name).items()}
     linear = _linear(model.head)
-    tensors |= {f"{PEFT_PREFIX}{classifier}.{key}": tensor for key, tensor in linear.state_dict().items()}
+    for key, tensor in linear.state_dict().items():
+        # Other programs know no shared weights: the one row is written once for each output.
+        whole = tensor.expand(model.outputs, -1).contiguous() if key == "weight" else tensor
+        tensors[f"{PEFT_PREFIX}{classifier}.{key}"] = whole
     write_tensors(folder / "adapter_model.safetensors", tensors)
     with tempfile.TemporaryDirectory() as scratch:
         saved = copy.copy(config)
@@ -285,7 +290,8 @@ def save_adapter(model: Classifier, folder: Path) -> None:
             "pixels": model.backbone.preprocess.pixels,
             "fingerprint": model.base_fingerprint(),
             "width": model.backbone.width,
-            "num_classes": model.num_classes,
+            "num_classes": model.outputs,
+            "shared_weights": isinstance(linear, SharedLinear),
             "head": classifier,
             "head_dropout": _dropout(model.head),
         },
@@ -314,7 +320,10 @@ def load_adapter(model: Classifier, folder: Path, name: str) -> None:
     tensors = read_tensors(folder / "adapter_model.safetensors")
     network = model.backbone.network
     device = next(network.parameters()).device
-    head = make_head(model.backbone.width, card["num_classes"], card["head_dropout"]).to(device)
+    shared = bool(card.get("shared_weights"))
+    head = make_head(model.backbone.width, card["num_classes"], card["head_dropout"], shared=shared).to(device)
+    if shared:
+        tensors = _one_row(tensors, f"{PEFT_PREFIX}{card['head']}.weight", folder)
     _inject(network, config, name)
     own = {f"{PEFT_PREFIX}{key}": tensor for key, tensor in _adapter_tensors(network, name).items()}
     own |= {f"{PEFT_PREFIX}{card['head']}.{key}": tensor for key, tensor in _linear(head).state_dict().items()}
@@ -329,6 +338,19 @@ def load_adapter(model: Classifier, folder: Path, name: str) -> None:
     use_adapter(model, name)
 
 
+def _one_row(tensors: Mapping[str, Tensor], name: str, folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter whose outputs share their weights, these as one row again.
+
+    Raises RunError when the rows differ: then another program has trained them.
+    """
+    weight = tensors.get(name)
+    if weight is None or weight.ndim != 2 or len(weight) == 0:
+        return dict(tensors)  # what is missing is said with everything else that does not fit
+    if not bool((weight == weight[:1]).all()):
+        raise RunError(f"the adapter in {folder} has a head of shared weights (CORAL), and its rows differ.")
+    return {**tensors, name: weight[:1].contiguous()}
+
+
 def use_adapter(model: Classifier, name: str) -> None:
     """Switch to the adapter `name`, its head included; only they train. Raises RunError when there is none."""
     if name not in model.heads:
@@ -337,7 +359,7 @@ def use_adapter(model: Classifier, name: str) -> None:
     head.train(model.head.training)
     for _, layer in _lora_layers(model.backbone.network):
         layer.set_adapter(name)
-    model.head, model.adapter, model.num_classes = head, name, _linear(head).out_features
+    model.head, model.adapter, model.outputs = head, name, _linear(head).out_features
     model.backbone.requires_grad_(False)
     for own, parameter in model.backbone.named_parameters():
         if _belongs_to(own, name):
@@ -478,10 +500,12 @@ def _active(model: Classifier) -> str:
     return model.adapter
 
 
-def _linear(head: nn.Module) -> nn.Linear:
+def _linear(head: nn.Module) -> nn.Linear | SharedLinear:
     from torch import nn
 
-    return next(module for module in head.modules() if isinstance(module, nn.Linear))
+    from eyetune.adapt.classifier import SharedLinear
+
+    return next(module for module in head.modules() if isinstance(module, (nn.Linear, SharedLinear)))
 
 
 def _dropout(head: nn.Module) -> float:

@@ -14,7 +14,7 @@ from eyetune.checks.subject import FixedBatches, Subject, one_batch, plain_objec
 from eyetune.runtime import Runtime
 from eyetune.train.optim import Schedule, build_optimizer
 from eyetune.train.steps import train_epoch
-from eyetune.train.task import Batch, Batches, ClassificationTask
+from eyetune.train.task import Batch, Batches, SupervisedTask
 
 if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
@@ -43,8 +43,8 @@ class Bench:
         return self.subject.config
 
     @cached_property
-    def plain_task(self) -> ClassificationTask:
-        """Plain cross-entropy."""
+    def plain_task(self) -> SupervisedTask:
+        """The plain loss: no smoothing, weights or mixing."""
         return self._task(plain_objective(self.config))
 
     @cached_property
@@ -67,7 +67,7 @@ class Bench:
         batches: Sequence[Batch],
         *,
         lr: float,
-        task: ClassificationTask | None = None,
+        task: SupervisedTask | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         network: nn.Module | None = None,
         loader: Batches | None = None,
@@ -87,10 +87,7 @@ class Bench:
             accumulate=accumulate,
         ).loss
 
-    def _task(self, config: Config) -> ClassificationTask:
-        return ClassificationTask(
-            self.subject.manifest.classes,
-            config.train,
-            class_weights=self.subject.manifest.select("train").class_weights(),
-            names=[f"{record.name} ({record.row})" for record in self.images],
-        )
+    def _task(self, config: Config) -> SupervisedTask:
+        task = SupervisedTask.of(self.subject.manifest.select("train"), config.train, config.asked)
+        task.image_names = [f"{record.name} ({record.row})" for record in self.images]
+        return task

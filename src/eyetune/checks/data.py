@@ -23,7 +23,7 @@ from eyetune.data.config import IGNORE, DataConfig
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.identical import same_bytes
 from eyetune.data.loader import find_faults, make_dataset
-from eyetune.data.record import Record
+from eyetune.data.record import Kind, Record
 from eyetune.data.records import Manifest, open_manifest
 from eyetune.data.splits import split_configured
 from eyetune.errors import DataError, listing
@@ -88,19 +88,19 @@ def open_for_checking(config: Config) -> Manifest:
     Raises DataError for everything else that the readers refuse.
     """
     try:
-        found = open_manifest(config.data)
+        found = open_manifest(config.data, kind=config.reads)
     except DataError as error:
         try:
-            return _with_leaks(config.data)
+            return _with_leaks(config.data, config.reads)
         except DataError:
             raise error from None
     return split_configured(found, config.data, config.split_seed, Cache.of(config.data))
 
 
-def _with_leaks(data: DataConfig) -> Manifest:
+def _with_leaks(data: DataConfig, kind: Kind = "classes") -> Manifest:
     """Patients and splits read one at a time, so that the reader cannot object to how they go together."""
-    splits = open_manifest(data.model_copy(update={"patient_column": IGNORE}))
-    people = open_manifest(data.model_copy(update={"split_column": IGNORE}))
+    splits = open_manifest(data.model_copy(update={"patient_column": IGNORE}), kind=kind)
+    people = open_manifest(data.model_copy(update={"split_column": IGNORE}), kind=kind)
     patient = {record.name: record.patient for record in people}
     return splits.with_records(replace(record, patient=patient[record.name]) for record in splits)
 
@@ -222,7 +222,9 @@ def _counts(manifest: Manifest) -> dict[str, tuple[int, ...]]:
 
 
 def _label(manifest: Manifest, record: Record) -> str:
-    return "no label" if record.label is None else manifest.classes[record.label]
+    if manifest.kind == "labels":
+        return ", ".join(name for name, one in zip(manifest.classes, record.values, strict=True) if one) or "none"
+    return manifest.truth_cells(record)[0] or "no label"
 
 
 def _draw_views(

@@ -25,6 +25,7 @@ import torch
 from eyetune.checks import plots
 from eyetune.checks.scale import Point, Scale, line
 from eyetune.checks.subject import FixedBatches, Subject, to_last_phase
+from eyetune.data.loader import target_tensor
 from eyetune.errors import UserError
 from eyetune.findings import Finding, Report, Status, carry_out
 from eyetune.memory import peak, start_anew
@@ -33,7 +34,7 @@ from eyetune.runtime import Runtime
 from eyetune.train.features import FeatureHead, can_compute_once
 from eyetune.train.optim import Schedule, build_optimizer
 from eyetune.train.steps import train_epoch
-from eyetune.train.task import Batch, ClassificationTask
+from eyetune.train.task import Batch, SupervisedTask
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -191,9 +192,9 @@ class Trial:
         if checkpointing and not self.once:
             self.model.backbone.set_grad_checkpointing(True)
         self.strategy.set_mode(self.model, True)
-        self.task = ClassificationTask(
-            subject.manifest.classes, config.train, class_weights=subject.manifest.select("train").class_weights()
-        )
+        train = subject.manifest.select("train")
+        self.task = SupervisedTask.of(train, config.train, config.asked)
+        self.targets = target_tensor(train)
         self.network = FeatureHead(self.model) if self.once else self.model
         self.checkpointing = checkpointing
         groups = self.strategy.groups(self.model)
@@ -242,7 +243,7 @@ class Trial:
     def _batch(self, count: int) -> Batch:
         pixels = self.model.backbone.preprocess.pixels
         index = torch.arange(count)
-        batch = {"image": torch.randn(count, 3, pixels, pixels), "target": index % self.model.num_classes}
+        batch = {"image": torch.randn(count, 3, pixels, pixels), "target": self.targets[index % len(self.targets)]}
         return self.runtime.to_device(batch | {"index": index})
 
     def _features(self, batch: Batch) -> Batch:

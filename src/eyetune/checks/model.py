@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyetune.checks import plots
@@ -135,13 +134,12 @@ def check_model(
 
 
 def first_loss(bench: Bench) -> Finding:
-    """A new head has no opinion: the cross-entropy of the first batch is close to ln K."""
+    """A new head has no opinion: the loss of the first batch is close to that of its biases alone, ln K for classes."""
     model, strategy = bench.fresh()
     loss, _ = _score(bench, model, strategy, model, bench.batch)
-    classes = model.num_classes
-    chance = math.log(classes)
-    values = {"loss": loss, "ln_k": chance, "tolerance": FIRST_LOSS}
-    why = f"{loss:.3f} before training; {classes} equally likely classes give ln {classes} = {chance:.3f}"
+    chance, why = _without_opinion(bench, model)
+    values = {"loss": loss, "chance": chance, "tolerance": FIRST_LOSS}
+    why = f"{loss:.3f} before training; {why}"
     if abs(loss - chance) <= FIRST_LOSS:
         return Finding(Status.PASS, why, values=values)
     return Finding(
@@ -438,13 +436,27 @@ def precision(bench: Bench) -> Finding:
 def _score(
     bench: Bench, model: Classifier, strategy: Strategy, network: nn.Module, batch: Batch
 ) -> tuple[float, float]:
-    """Mean cross-entropy and share of right answers, in eval mode; the model is back in training mode afterwards."""
+    """Mean plain loss and share of right answers, in eval mode; the model is back in training mode afterwards."""
     strategy.set_mode(model, False)
     with torch.no_grad():
-        logits = forward(network, batch).float()
+        raw = forward(network, batch).float()
     strategy.set_mode(model, True)
-    target = batch["target"]
-    return float(F.cross_entropy(logits, target)), float((logits.argmax(dim=1) == target).float().mean())
+    target, task = batch["target"], bench.plain_task
+    return float(task.losses(raw, target).mean()), task.answer.right(raw.cpu(), target.cpu())
+
+
+def _without_opinion(bench: Bench, model: Classifier) -> tuple[float, str]:
+    """The loss of a head whose weights are zero, and how that is said."""
+    answer, target = bench.plain_task.answer, bench.batch["target"]
+    if answer.head == "softmax" and answer.task == "classification":
+        classes = len(answer.names)
+        return math.log(classes), f"{classes} equally likely classes give ln {classes} = {math.log(classes):.3f}"
+    features = torch.zeros(len(target), model.backbone.width, device=target.device)
+    training = model.head.training
+    with torch.no_grad():
+        chance = float(bench.plain_task.losses(model.head.eval()(features).float(), target).mean())
+    model.head.train(training)
+    return chance, f"the biases of the head alone give {chance:.3f}"
 
 
 def _memorise(

@@ -87,10 +87,11 @@ def few_images(manifest: Manifest, count: int, skip_unreadable: bool) -> Manifes
 
 def in_turns(manifest: Manifest) -> list[int]:
     """Every index of a manifest: the classes in turn, each in the order of the table."""
-    by_class: dict[int | None, list[int]] = {}
-    for index, label in enumerate(manifest.labels):
-        by_class.setdefault(label, []).append(index)
-    turns = [by_class[label] for label in sorted(by_class, key=lambda label: -1 if label is None else label)]
+    groups, unknown = manifest.strata()[0], manifest.strata()[1] - 1
+    by_class: dict[tuple[int, ...], list[int]] = {}
+    for index, group in enumerate(groups):
+        by_class.setdefault((-1,) if group == (unknown,) else group, []).append(index)
+    turns = [by_class[group] for group in sorted(by_class)]
     longest = max(len(members) for members in turns)
     return [members[place] for place in range(longest) for members in turns if place < len(members)]
 
@@ -162,7 +163,7 @@ def to_last_phase(model: Classifier, strategy: Strategy) -> None:
 
 
 def plain_objective(config: Config) -> Config:
-    """The same configuration with plain cross-entropy: no mixing, smoothing or weights."""
+    """The same configuration with the plain loss of its task: no mixing, smoothing or weights."""
     plain = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "balance": "none"}
     return config.model_copy(update={"train": config.train.model_copy(update=plain)})
 

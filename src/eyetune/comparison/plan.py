@@ -364,8 +364,8 @@ def _check_budget(base: Config, settings: Mapping[str, Any], budget: Budget) -> 
         raise ConfigError(
             f"{own[0]}: with --budget epochs all may train as long. Give --train.epochs for all, or --budget own."
         )
-    if base.task.kind in ("multilabel", "regression"):
-        raise ConfigError(f"task.kind: compare tests classes and grades, not {base.task.kind}.")
+    if base.reads != "classes":
+        raise ConfigError(f"task.kind: compare tests classes and grades, not {base.asked.kind}.")
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -163,10 +163,11 @@ class _Tables:
     def _read(self, dataset: str) -> None:
         expected: Predictions | None = None
         for name, folder in self.folders.items():
-            file = folder.predictions_file(dataset)
-            if not file.is_file():
+            table = folder.read_predictions(dataset)
+            if table is None:
                 continue
-            table = Predictions.from_csv(file)
+            if not isinstance(table, Predictions):
+                raise RunError(f"{folder.path} learnt a {table.task} task; compare tests classes and grades.")
             if expected is None:
                 expected = table
                 self.classes = self.classes or tuple(table.classes)

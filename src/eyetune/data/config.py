@@ -30,8 +30,9 @@ class DataConfig(Section):
     """The folder that image names are relative to. Not given: the table's folder, or an images folder beside it."""
     image_column: str | None = None
     """Column with the image names. Not given: image, id_code, filename, … whichever the table has."""
-    label_column: str | None = None
-    """Column with the labels. Not given: label, diagnosis, dr_grade, level, … whichever the table has."""
+    label_column: str | tuple[str, ...] | None = None
+    """Column with the labels; several columns of 0 and 1, as [glaucoma, referable], for several labels an image. Not
+    given: label, diagnosis, dr_grade, level, … whichever the table has."""
     patient_column: str | None = None
     """Column with the patients, each kept in one split. Not given: patient or patient_id. "none" ignores it."""
     eye_column: str | None = None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from eyetune import files
 from eyetune.data import tables
 from eyetune.data.config import IGNORE
-from eyetune.data.record import Reading
+from eyetune.data.record import Kind, Reading
 from eyetune.errors import DataError, MissingExtra, did_you_mean
 from eyetune.progress import track
 
@@ -46,7 +46,12 @@ class _Copy:
 
 
 def read(
-    name: str, *, columns: Mapping[str, str | None], classes: Sequence[str] | None, labels_required: bool
+    name: str,
+    *,
+    columns: tables.Columns,
+    classes: Sequence[str] | None,
+    labels_required: bool,
+    kind: Kind = "classes",
 ) -> Reading:
     """The photographs of a dataset; see :meth:`Manifest.from_huggingface`.
 
@@ -77,7 +82,8 @@ def read(
     chosen, found = tables.choose_columns(
         copy.columns, {**wanted, "image": copy.roles["image"]}, source, labels_required=labels_required
     )
-    if copy.classes is not None and chosen.get("label") == copy.roles.get("label") and classes is None:
+    known = chosen.get("label") == copy.roles.get("label") and kind == "classes"
+    if copy.classes is not None and known and classes is None:
         classes = copy.classes
     rows = [(row, f"{source} {row[chosen['image']]}") for row in copy.rows]
     return tables.build(
@@ -89,10 +95,11 @@ def read(
         classes=classes,
         labels_required=labels_required,
         notes=[*notes, *found],
+        kind=kind,
     )
 
 
-def _cache_folder(name: str, local: Path, columns: Mapping[str, str | None]) -> Path:
+def _cache_folder(name: str, local: Path, columns: tables.Columns) -> Path:
     """Where the copy of this dataset, as it is now and with these columns, lies."""
     identity = [name, str(columns)]
     if local.is_dir():
@@ -104,7 +111,7 @@ def _cache_folder(name: str, local: Path, columns: Mapping[str, str | None]) -> 
     return files.cache_folder() / "hf" / f"{readable}-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:12]}"
 
 
-def _read(name: str | Path, columns: Mapping[str, str | None], folder: Path, source: str) -> _Copy:
+def _read(name: str | Path, columns: tables.Columns, folder: Path, source: str) -> _Copy:
     parts = _open(name)
     features = next(iter(parts.values())).features or {}
     roles = _roles(features, columns, source)
@@ -146,10 +153,11 @@ def _open(name: str | Path) -> dict[str, datasets.Dataset | datasets.IterableDat
     return dict(opened) if isinstance(opened, dict) else {"all": opened}
 
 
-def _roles(features: Mapping[str, Any], columns: Mapping[str, str | None], source: str) -> dict[str, str]:
+def _roles(features: Mapping[str, Any], columns: tables.Columns, source: str) -> dict[str, str]:
     """The columns whose type says what they are: the images, and the labels that carry class names."""
     roles: dict[str, str] = {}
     wanted = columns.get("image")
+    assert wanted is None or isinstance(wanted, str)  # only labels may be several
     if wanted is not None and wanted not in features:
         raise DataError(
             f"{source}: no column {wanted!r}.{did_you_mean(wanted, features)} It has {', '.join(features)}."
@@ -161,7 +169,7 @@ def _roles(features: Mapping[str, Any], columns: Mapping[str, str | None], sourc
     label = columns.get("label")
     named = [key for key, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     standard = [key for key in named if key.lower() in tables.STANDARD["label"]]
-    if label is not None and label.lower() != IGNORE:
+    if isinstance(label, str) and label.lower() != IGNORE:
         roles["label"] = label
     elif label is None and named:
         roles["label"] = (standard or named)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,6 +13,7 @@ MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "null"})
 AS_THEY_STAND: tuple[str, ...] = ()
 """In the place of classes: take the labels of the source as they are, for a label map to read."""
 
+_FLAGS = {"1": 1.0, "0": 0.0, "yes": 1.0, "no": 0.0, "true": 1.0, "false": 0.0}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -93,6 +95,71 @@ def judge(cells: Sequence[str], classes: Sequence[str] | None) -> Judged:
     return Judged(labels, names, [*wrong, *found], notes)
 
 
+def encode_flags(
+    columns: Sequence[Sequence[str]], names: Sequence[str], rows: Sequence[str], source: str, *, required: bool
+) -> list[tuple[float | None, ...]]:
+    """What each row says of every label, 1.0, 0.0 or None where its cell is empty.
+
+    Args:
+        columns: the cells of each label.
+        names: of the labels.
+        rows: where each row stands, for messages.
+        source: the table, for messages.
+        required: whether a row must know one label at least.
+
+    Raises DataError for cells that are neither 0 nor 1 (nor yes, no, true, false), and for rows without any label
+    when `required`.
+    """
+    if not columns:
+        return [()] * len(rows)
+    faults = []
+    for name, cells in zip(names, columns, strict=True):
+        wrong = [
+            f"{row}: {cell!r}"
+            for cell, row in zip(cells, rows, strict=True)
+            if not is_missing(cell) and _plain(cell).lower() not in _FLAGS
+        ]
+        if wrong:
+            faults.append(f"{len(wrong)} cells of the label {name!r} are neither 0 nor 1:\n{listing(wrong)}")
+    if faults:
+        raise DataError(f"{source}: " + "\n".join(faults))
+    found = [
+        tuple(None if is_missing(cell) else _FLAGS[_plain(cell).lower()] for cell in cells)
+        for cells in zip(*columns, strict=True)
+    ]
+    empty = [row for values, row in zip(found, rows, strict=True) if all(value is None for value in values)]
+    if empty and required:
+        raise DataError(
+            f"{source}: {len(empty)} rows have none of the labels {', '.join(names)}; fill them in or remove them:\n"
+            f"{listing(empty)}"
+        )
+    return found
+
+
+def encode_numbers(
+    cells: Sequence[str], rows: Sequence[str], source: str, *, required: bool
+) -> list[tuple[float | None, ...]]:
+    """The number of each row, None where its cell is empty.
+
+    Raises DataError for cells that are no finite numbers, and for empty ones when `required`.
+    """
+    wrong, found = [], []
+    for cell, row in zip(cells, rows, strict=True):
+        value = None
+        if not is_missing(cell):
+            text = cell.strip()
+            value = float(text) if _NUMBER.fullmatch(text) else math.nan
+            if not math.isfinite(value):
+                wrong.append(f"{row}: {cell!r}")
+        found.append((value,))
+    if wrong:
+        raise DataError(f"{source}: {len(wrong)} cells to learn a number from are no finite number:\n{listing(wrong)}")
+    empty = [row for (value,), row in zip(found, rows, strict=True) if value is None]
+    if empty and required:
+        raise DataError(f"{source}: {len(empty)} rows have no number; fill them in or remove them:\n{listing(empty)}")
+    return list(found)
+
+
 def _plain(cell: str) -> str:
     """The cell without surrounding space, and whole numbers without sign, leading zeros or `.0`."""
     cell = cell.strip()
@@ -133,7 +200,10 @@ def _found(known: Mapping[int, str]) -> tuple[dict[str, int], tuple[str, ...], l
         return {name: index for index, name in enumerate(names)}, names, wrong, notes
     fractions = tuple(i for i, cell in numbers.items() if not _is_whole(cell))
     if fractions:
-        wrong.append(Wrong(f"{len(fractions)} labels are fractions; a class is a whole number 0..K-1", fractions))
+        advice = "" if len(fractions) < len(numbers) else "; to learn the numbers themselves: task.kind regression"
+        wrong.append(
+            Wrong(f"{len(fractions)} labels are fractions; a class is a whole number 0..K-1{advice}", fractions)
+        )
     negative = tuple(i for i, cell in numbers.items() if _is_whole(cell) and int(cell) < 0)
     if negative:
         wrong.append(Wrong(f"{len(negative)} labels are below 0; classes are numbered 0..K-1", negative))

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from eyetune.backbones.backbone import Preprocess
 
 Batch = dict[str, torch.Tensor]
-"""image float32[B, 3, H, W] normalised; target int64[B], -1 when unknown; index int64[B] into the manifest. Where the
-device augments: image uint8[B, 3, H, W] and draws float32[B, ·], which :meth:`Loader.finish` turns into that."""
+"""image float32[B, 3, H, W] normalised; target int64[B], -1 when unknown (of labels float32[B, L], of a number
+float32[B], NaN when unknown); index int64[B] into the manifest. Where the device augments: image uint8[B, 3, H, W] and
+draws float32[B, ·], which :meth:`Loader.finish` turns into that."""
 
 Workers = int | Literal["auto"]
 
@@ -61,6 +62,7 @@ class FundusDataset(Dataset[dict[str, Any]]):
 
     Attributes:
         augment: what `transform` does, where its draws count.
+        targets: of every record, as :func:`target_tensor` has them.
         by_content: draw from the file's content in place of (seed, index): the same view whatever table it stands in.
     """
 
@@ -77,6 +79,7 @@ class FundusDataset(Dataset[dict[str, Any]]):
         cache: Cache | None = None,
     ) -> None:
         self.records: Sequence[Record] = manifest.records
+        self.targets = target_tensor(manifest)
         self.settings = settings
         self.transform = transform
         self.seed = seed
@@ -111,9 +114,14 @@ class FundusDataset(Dataset[dict[str, Any]]):
             # An exception would reach the other process wrapped in a traceback; the text alone is what helps.
             return {"error": str(error)}
         image, *draws = _listed(_seeded(self._draw(epoch, index), self.transform, square))
-        label = self.records[index].label
-        sample = {"image": image, "target": -1 if label is None else label, "index": index}
+        sample = {"image": image, "target": self.targets[index], "index": index}
         return sample | ({"draws": draws[0]} if draws else {})
+
+
+def target_tensor(manifest: Manifest) -> torch.Tensor:
+    """By index: int64[N], -1 when unknown; of labels float32[N, L], of a number float32[N], NaN when unknown."""
+    targets = torch.from_numpy(manifest.targets())
+    return targets if manifest.kind == "classes" else targets.float()
 
 
 def _listed(image: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -307,7 +315,7 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         name: torch.stack([sample[name] for sample in samples]) for name in ("image", "draws") if name in samples[0]
     }
     return stacked | {
-        "target": torch.tensor([sample["target"] for sample in samples], dtype=torch.int64),
+        "target": torch.stack([sample["target"] for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
     }
 

@@ -6,11 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from eyetune.errors import DataError, listing
 
 SPLITS = ("train", "val", "test")
+
+Kind = Literal["classes", "labels", "value"]
+"""What is known of a photograph: one class, several yes-or-no labels, or a number."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Record:
         eye: "left" or "right" when the table's word for it is known, else the word itself.
         split: "train", "val", "test", or None when not assigned yet.
         extra: the other columns of the table, as text.
+        values: where the manifest holds labels, 1 or 0 for each, None where not known; where it holds a number, that
+            number, or None.
     """
 
     image: Path
@@ -36,6 +41,12 @@ class Record:
     eye: str | None = None
     split: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict, repr=False)
+    values: tuple[float | None, ...] = ()
+
+    @property
+    def truth(self) -> tuple[float | None, ...]:
+        """What is known of the photograph, to compare two records by: its class, its labels or its number."""
+        return self.values or (self.label,)
 
 
 class Reading(NamedTuple):
@@ -45,6 +56,7 @@ class Reading(NamedTuple):
     classes: tuple[str, ...]
     source: str
     notes: tuple[str, ...] = ()
+    kind: Kind = "classes"
 
 
 def check_consistent(records: Sequence[Record], source: str) -> None:
@@ -67,7 +79,7 @@ def _repeated_images(records: Sequence[Record]) -> list[str]:
     for same in by_image.values():
         if len(same) > 1:
             where = f"{same[0].name}: " + ", ".join(record.row for record in same)
-            if len({record.label for record in same}) > 1:
+            if len({record.truth for record in same}) > 1:
                 conflicting.append(where)
             elif len({record.split for record in same}) > 1:
                 crossing.append(where)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from eyetune import files
 from eyetune.data.identical import join, same_bytes
 from eyetune.data.photo import has_dicom_mark, read_header
-from eyetune.data.record import SPLITS, Record, check_consistent
+from eyetune.data.record import SPLITS, check_consistent
 from eyetune.data.records import Manifest
 from eyetune.errors import DataError, listing
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from eyetune.data.cache import Cache
     from eyetune.data.config import DataConfig
 
-COLUMNS = ("image", "split", "patient", "eye", "target")
+COLUMNS = ("image", "split", "patient", "eye")
 
 
 def split_configured(manifest: Manifest, data: DataConfig, seed: int, cache: Cache | None = None) -> Manifest:
@@ -44,7 +44,7 @@ def _opens(image: Path) -> bool:
 
 def _note_identical(manifest: Manifest, groups: Sequence[Sequence[int]]) -> Manifest:
     crossing = sum(len({manifest[i].split for i in group}) > 1 for group in groups)
-    conflicting = sum(len({manifest[i].label for i in group}) > 1 for group in groups)
+    conflicting = sum(len({manifest[i].truth for i in group}) > 1 for group in groups)
     notes = []
     if crossing:
         notes.append(
@@ -84,8 +84,9 @@ def split(
         raise DataError(f"{manifest.source} has {', '.join(have)} but no train split.")
     shares = {name: share for name, share in (("val", val), ("test", test)) if share > 0 and name not in have}
     pool = [record for record in manifest.records if record.split in (None, "train")]
-    joined = [[manifest[index].name for index in group] for group in together]
-    assigned = _cut(pool, shares, len(manifest.classes), seed, manifest.source, together=joined) if shares else {}
+    places = {record.name: index for index, record in enumerate(pool)}
+    joined = [[places[name] for name in (manifest[i].name for i in group) if name in places] for group in together]
+    assigned = _cut(manifest.with_records(pool), shares, seed, joined) if shares else {}
     records = [replace(r, split=assigned.get(r.name, "train")) if r.split in (None, "train") else r for r in manifest]
     result = manifest.with_records(records)
     result.check_trainable()
@@ -97,7 +98,7 @@ def _remarks(manifest: Manifest) -> list[str]:
     for name in manifest.splits:
         part = manifest.select(name)
         absent = [c for c, count in zip(manifest.classes, part.class_counts(), strict=True) if not count]
-        if absent and any(label is not None for label in part.labels):
+        if absent and any(one is not None for record in part for one in record.truth):
             notes.append(f"the {name} split has no image of {', '.join(absent)}: its scores say nothing of that")
     if all(record.patient is None for record in manifest):
         notes.append(
@@ -108,20 +109,13 @@ def _remarks(manifest: Manifest) -> list[str]:
     return [f"images: {sizes}", *notes]
 
 
-def _cut(
-    pool: list[Record],
-    shares: Mapping[str, float],
-    num_classes: int,
-    seed: int,
-    source: str,
-    *,
-    together: Sequence[Sequence[str]],
-) -> dict[str, str]:
+def _cut(pool: Manifest, shares: Mapping[str, float], seed: int, together: Sequence[Sequence[int]]) -> dict[str, str]:
     """Split of each record by name: groups in order of size go where their classes are most wanted."""
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in pool:
+    source, (strata, width) = pool.source, pool.strata()
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, record in enumerate(pool):
         key = ("image", record.name) if record.patient is None else ("patient", record.patient)
-        groups[key].append(record)
+        groups[key].append(index)
     _merge(groups, together)
     names = ["train", *shares]
     what = "patients" if any(kind == "patient" for kind, _ in groups) else "images"
@@ -132,11 +126,12 @@ def _cut(
         )
     order = sorted(groups, key=lambda key: (-len(groups[key]), _shuffle(seed, key)))
     # A column a class, one for records without a label, and one for the total, which settles what rounding leaves open.
-    counts = np.zeros((len(order), num_classes + 2))
+    # (Of labels a column for having each and one for having it not: Sechidis et al., ECML 2011.)
+    counts = np.zeros((len(order), width + 1))
     for index, key in enumerate(order):
-        for record in groups[key]:
-            counts[index, num_classes if record.label is None else record.label] += 1
-    counts[:, -1] = counts.sum(axis=1)
+        for member in groups[key]:
+            counts[index, list(strata[member])] += 1
+        counts[index, -1] = len(groups[key])
     targets = _targets(counts, np.array([1 - sum(shares.values()), *shares.values()]))
     # Every class weighs the same, and the total as much as a class.
     weights = 1 / np.maximum(counts.sum(axis=0), 1)
@@ -148,7 +143,7 @@ def _cut(
         rise = ((2 * (filled - targets) + group) * group * weights).sum(axis=1)
         best = int(np.argmin(rise))
         filled[best] += group
-        assigned.update((record.name, names[best]) for record in groups[key])
+        assigned.update((pool[member].name, names[best]) for member in groups[key])
     empty = [name for name, total in zip(names, filled[:, -1], strict=True) if not total]
     if empty:
         raise DataError(
@@ -158,13 +153,13 @@ def _cut(
     return assigned
 
 
-def _merge(groups: dict[tuple[str, str], list[Record]], together: Sequence[Sequence[str]]) -> None:
+def _merge(groups: dict[tuple[str, str], list[int]], together: Sequence[Sequence[int]]) -> None:
     """Make one group of those that hold records to be kept together, under the first of their keys."""
     keys = sorted(groups)
-    place = {record.name: index for index, key in enumerate(keys) for record in groups[key]}
+    place = {member: index for index, key in enumerate(keys) for member in groups[key]}
     pairs = []
-    for names in together:
-        known = [place[name] for name in names if name in place]
+    for members in together:
+        known = [place[member] for member in members]
         pairs += [(known[0], other) for other in known[1:]]
     for first, *rest in join(len(keys), pairs):
         for other in rest:
@@ -187,13 +182,14 @@ def _shuffle(seed: int, key: tuple[str, str]) -> bytes:
 
 
 def write_splits(manifest: Manifest, path: Path) -> None:
-    """Write image, split, patient, eye and target (the class name) of every record as CSV, atomically."""
+    """Write image, split, patient, eye and target of every record as CSV, atomically: the class by name, the number, or
+    a column a label."""
     with files.atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow([*COLUMNS, *manifest.truth_columns()])
         for record in manifest:
-            target = "" if record.label is None else manifest.classes[record.label]
-            writer.writerow([record.name, record.split or "", record.patient or "", record.eye or "", target])
+            known = [record.name, record.split or "", record.patient or "", record.eye or ""]
+            writer.writerow([*known, *manifest.truth_cells(record)])
 
 
 def read_splits(path: Path, manifest: Manifest) -> Manifest:

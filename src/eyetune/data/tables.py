@@ -6,13 +6,13 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from eyetune.data import labels as label_words
 from eyetune.data.config import IGNORE
 from eyetune.data.images import Finder
-from eyetune.data.record import SPLITS, Reading, Record, check_consistent
+from eyetune.data.record import SPLITS, Kind, Reading, Record, check_consistent
 from eyetune.errors import DataError, did_you_mean, listing
 
 STANDARD: Mapping[str, tuple[str, ...]] = {
@@ -39,6 +39,13 @@ _EYE_WORDS = {
     "right": "right", "r": "right", "od": "right", "re": "right",
 }  # fmt: skip
 
+Columns = Mapping[str, str | Sequence[str] | None]
+"""The column that plays each part, by name: image, label, patient, eye, split; None to find it by its usual name. For
+several labels a list of columns."""
+
+LABELS = "label "
+"""What stands before the place, from 0, of one of several label columns: "label 0", "label 1"."""
+
 Row = tuple[dict[str, str], str]
 """The cells of a row by column, and where it stands ("train.csv row 17")."""
 
@@ -52,9 +59,10 @@ def read(
     path: Path,
     *,
     images: Path | None,
-    columns: Mapping[str, str | None],
+    columns: Columns,
     classes: Sequence[str] | None,
     labels_required: bool,
+    kind: Kind = "classes",
 ) -> Reading:
     """The photographs of a table; see :meth:`Manifest.from_table`."""
     names, rows = read_rows(path)
@@ -74,6 +82,7 @@ def read(
         classes=classes,
         labels_required=labels_required,
         notes=[*notes, *found_notes],
+        kind=kind,
     )
 
 
@@ -87,18 +96,17 @@ def build(
     classes: Sequence[str] | None,
     labels_required: bool,
     notes: Sequence[str],
+    kind: Kind = "classes",
 ) -> Reading:
     """Records from rows whose images were found; checks labels, splits, repeats."""
-    label_cells = _cells(rows, chosen, "label")
-    where = [place for _, place in rows]
-    labels, class_names, label_notes = label_words.encode(
-        label_cells, where, source, classes=classes, required=labels_required
+    labels, values, class_names, label_notes = _truths(
+        rows, chosen, source, classes=classes, required=labels_required, kind=kind
     )
     splits = _splits(rows, chosen, source)
-    records = make_records(rows, files, names, chosen, labels=labels, splits=splits)
+    records = make_records(rows, files, names, chosen, labels=labels, values=values, splits=splits)
     if labels_required:  # for prediction, each row is a question of its own
         check_consistent(records, source)
-    return Reading(tuple(records), class_names, source, (*notes, *label_notes))
+    return Reading(tuple(records), class_names, source, (*notes, *label_notes), kind)
 
 
 def make_records(
@@ -108,9 +116,10 @@ def make_records(
     chosen: Mapping[str, str],
     *,
     labels: Sequence[int | None],
+    values: Sequence[tuple[float | None, ...]] | None = None,
     splits: Sequence[str | None],
 ) -> list[Record]:
-    """A record of every row, whose label and split were read already."""
+    """A record of every row, whose label (or values) and split were read already."""
     used = set(chosen.values())
     return [
         Record(
@@ -122,14 +131,41 @@ def make_records(
             eye=_eye(_optional(row, chosen, "eye")),
             split=splits[i],
             extra={key: value for key, value in row.items() if key not in used},
+            values=values[i] if values else (),
         )
         for i, (row, place) in enumerate(rows)
     ]
 
 
-def _cells(rows: Sequence[Row], chosen: Mapping[str, str], part: str) -> list[str]:
-    """The column that plays a part, empty where there is none."""
-    return [row[chosen[part]] if part in chosen else "" for row, _ in rows]
+def _truths(
+    rows: Sequence[Row],
+    chosen: Mapping[str, str],
+    source: str,
+    *,
+    classes: Sequence[str] | None,
+    required: bool,
+    kind: Kind,
+) -> tuple[list[int | None], list[tuple[float | None, ...]], tuple[str, ...], list[str]]:
+    """The class of each row, or its values; the names of classes, labels or the number; and notes."""
+    where = [place for _, place in rows]
+
+    def cells(part: str) -> list[str]:
+        return [row[chosen[part]] if part in chosen else "" for row, _ in rows]
+
+    if kind == "classes":
+        labels, names, notes = label_words.encode(cells("label"), where, source, classes=classes, required=required)
+        return labels, [()] * len(rows), names, notes
+    none: list[int | None] = [None] * len(rows)
+    if kind == "value":
+        name = chosen.get("label") or (classes[0] if classes else "value")
+        values = label_words.encode_numbers(cells("label"), where, source, required=required)
+        return none, values, (name,), [f"a number to learn: {name}"]
+    parts = [part for part in chosen if part.startswith(LABELS)]
+    names = tuple(classes) if classes is not None else tuple(chosen[part] for part in parts)
+    # Of a model's labels a table for prediction may lack some, or all.
+    named = [f"{LABELS}{place}" for place in range(len(names))]
+    values = label_words.encode_flags([cells(part) for part in named], names, where, source, required=required)
+    return none, values, names, [f"labels, in this order: {', '.join(names)}"]
 
 
 def read_rows(path: Path) -> tuple[list[str], list[Row]]:
@@ -163,7 +199,7 @@ def read_rows(path: Path) -> tuple[list[str], list[Row]]:
 
 
 def choose_columns(
-    names: Sequence[str], wanted: Mapping[str, str | None], source: str, *, labels_required: bool
+    names: Sequence[str], wanted: Columns, source: str, *, labels_required: bool
 ) -> tuple[dict[str, str], list[str]]:
     """Which column plays which part, and notes on those that were found by their standard name.
 
@@ -173,7 +209,7 @@ def choose_columns(
     notes: list[str] = []
     faults: list[str] = []
     by_lower = {name.strip().lower(): name for name in reversed(names)}
-    for part, name in wanted.items():
+    for part, name in _one_by_one(wanted):
         if name is not None and name.lower() == IGNORE and name not in names:
             continue
         if name is not None:
@@ -181,8 +217,11 @@ def choose_columns(
                 chosen[part] = name
             elif name.lower() in by_lower:
                 chosen[part] = by_lower[name.lower()]
-            elif part != "label" or labels_required:
-                faults.append(f"no column {name!r} (data.{part}_column).{did_you_mean(name, names)}")
+            elif not part.startswith("label") or labels_required:
+                several = " For several labels, name a list of columns: [a, b]." if "," in name else ""
+                faults.append(
+                    f"no column {name!r} (data.{part.split()[0]}_column).{did_you_mean(name, names)}{several}"
+                )
             continue
         standard = next((by_lower[known] for known in STANDARD[part] if known in by_lower), None)
         if standard is not None:
@@ -195,6 +234,15 @@ def choose_columns(
     if faults:
         raise DataError(f"{source}: " + "\n".join(faults) + f"\nIts columns: {', '.join(names[:100])}.")
     return chosen, notes
+
+
+def _one_by_one(wanted: Columns) -> Iterator[tuple[str, str | None]]:
+    """The parts and their columns; of a list of label columns, each a part of its own."""
+    for part, name in wanted.items():
+        if name is None or isinstance(name, str):
+            yield part, name
+        else:
+            yield from ((f"{LABELS}{place}", one) for place, one in enumerate(name))
 
 
 def _parse_jsonl(path: Path, text: str) -> tuple[list[str], list[Row]]:

@@ -68,7 +68,7 @@ def explain(run: Run, path: str | Path, *, target: str | None = None, method: st
         wanted = run.classes.index(target)
     else:
         with torch.no_grad():
-            wanted = int(run.model(images).float().argmax(dim=1))
+            wanted = int(run.model.scores(images).argmax(dim=1))
     grid = grid_maps(run.model, images, torch.tensor([wanted], device=images.device), chosen)[0].cpu().numpy()
     shown = None if chosen == "rollout" else run.classes[wanted]
     return HeatMap(smooth(grid, square.shape[0]), square, chosen, shown)

@@ -75,7 +75,7 @@ def grid_maps(model: Classifier, images: Tensor, targets: Tensor | None = None, 
             return gradcam(model, images, targets).detach()
         with _attention(model.backbone.network) as matrices:
             with torch.set_grad_enabled(method != "rollout"):
-                outputs = model(images)
+                outputs = model.scores(images)
             _check_whole(model, matrices)
             tokens = rollout(matrices) if method == "rollout" else relevance(matrices, _score(outputs, targets))
         return _on_grid(model, tokens).detach()
@@ -186,7 +186,7 @@ def gradcam(model: Classifier, images: Tensor, targets: Tensor | None) -> Tensor
     # On the object, not its class: found first, and gone again afterwards.
     network.forward_features = remember
     try:
-        score = _score(model(images), targets)
+        score = _score(model.scores(images), targets)
     finally:
         del network.forward_features
     if len(seen) != 1 or seen[0].dim() != 4:

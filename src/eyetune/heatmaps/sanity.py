@@ -72,7 +72,7 @@ def sanity_check(run: Run, paths: Sequence[str | Path], *, method: str = "auto",
         square = read_square(run, Path(path))
         images = normalised(run, [square])
         with torch.no_grad():
-            targets = run.model(images).float().argmax(dim=1)
+            targets = run.model.scores(images).argmax(dim=1)
         learnt, random = (grid_maps(model, images, targets, chosen)[0].cpu().numpy() for model in (run.model, shuffled))
         inside = _inside(square, learnt.shape, run.settings.surround)
         found.append(rank_correlation(learnt[inside], random[inside]))

@@ -24,7 +24,7 @@ from eyetune.metrics.outcomes import Outcomes
 from eyetune.metrics.part import Ends, Part, Sample
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.reliability import error_by_chance, reliability_bins
-from eyetune.metrics.scores import is_graded_dr, is_ordered
+from eyetune.metrics.scores import has_order, is_graded_dr
 from eyetune.metrics.selective import selective_scores
 from eyetune.metrics.site import JUDGED, Brought, fit_scaling, judge, remarks, too_few, unseen
 from eyetune.metrics.strangeness import Strangeness, strangeness_scores
@@ -196,8 +196,8 @@ def _fitted(
     clusters = Clusters.of(known.patients, known.targets)
     outcomes = Outcomes.of_table(calibrated)
     graded = is_graded_dr(known.classes)
-    ordered = is_ordered(known.classes) if known.ordered is None else known.ordered
-    points, of_points = choose_points(outcomes, questions(known.classes, graded=graded, ordered=ordered), dataset)
+    asked = questions(known.classes, graded=graded, ordered=has_order(known))
+    points, of_points = choose_points(outcomes, asked, dataset)
     conformal, of_sets = fit_conformal(outcomes, clusters, dataset)
     patients = {patient for patient in known.patients if patient is not None}
     return Calibration(

@@ -49,11 +49,15 @@ def by_patient(predictions: Predictions, *, severity: bool | None = None) -> Joi
 
     Args:
         predictions: rows without a patient or a target are left aside.
-        severity: a later class is a worse one; None = by :func:`is_severity`.
+        severity: a later class is a worse one; None = as the table says (`ordered`), else by :func:`is_severity`.
+
+    Where the model calls classes by a rule of its own, the patient's call is that of the photographs that speak for
+    them: of one photograph its own, of several the median (the worse of two).
 
     Returns None when no patient has two labelled photographs: there is nothing to join.
     """
-    severity = is_severity(predictions.classes) if severity is None else severity
+    if severity is None:
+        severity = bool(predictions.ordered) or is_severity(predictions.classes)
     rows: dict[str, list[int]] = {}
     for row, patient in enumerate(predictions.patients):
         if patient is not None and predictions.targets[row] >= 0:
@@ -61,7 +65,7 @@ def by_patient(predictions: Predictions, *, severity: bool | None = None) -> Joi
     if all(len(members) < 2 for members in rows.values()):
         return None
     grades = np.arange(len(predictions.classes))
-    kept, targets, shares = [], [], []
+    kept, targets, shares, calls = [], [], [], []
     for patient, members in rows.items():
         truth = predictions.targets[members]
         if not severity and len(set(truth.tolist())) > 1:
@@ -73,7 +77,10 @@ def by_patient(predictions: Predictions, *, severity: bool | None = None) -> Joi
         means = np.array([predictions.probabilities[own].mean(axis=0) for own in eyes.values()])
         kept.append(patient)
         targets.append(int(truth.max()))
-        shares.append(means[int(np.argmax(means @ grades))] if severity else means.mean(axis=0))
+        worst = int(np.argmax(means @ grades))
+        shares.append(means[worst] if severity else means.mean(axis=0))
+        speaking = np.sort(predictions.predicted[list(eyes.values())[worst] if severity else members])
+        calls.append(int(speaking[len(speaking) // 2]))
     if not kept:
         return None
     joined = Predictions(
@@ -83,6 +90,8 @@ def by_patient(predictions: Predictions, *, severity: bool | None = None) -> Joi
         targets=np.array(targets),
         logits=np.log(np.clip(np.array(shares), np.finfo(np.float64).tiny, 1.0)),
         classes=predictions.classes,
+        calls=None if predictions.calls is None else np.array(calls),
+        ordered=predictions.ordered,
     )
     return Joined(joined, WORSE_EYE if severity else MEAN, len(rows) - len(kept))
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eyetune import files
+from eyetune.metrics.labels import LabelOutcomes
 from eyetune.metrics.outcomes import Curve, Outcomes, ratio
-from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.predictions import LabelPredictions, Predictions
 from eyetune.metrics.scores import METRICS, better, is_graded_dr, referable_curve
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ INK, FAINT = "#222222", "#8a8a8a"
 FALLBACK_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei")
 
 # Drawn beside the metric that chooses the best epoch, when the history has them.
-COMPANIONS = ("qwk", "auroc_macro", "f1_macro", "balanced_accuracy", "accuracy")
+COMPANIONS = ("qwk", "auroc_macro", "f1_macro", "balanced_accuracy", "accuracy", "r2", "pearson", "ccc")
 
 
 def confusion_matrix(matrix: Any, classes: Sequence[str], path: Path, *, title: str = "") -> None:
@@ -131,6 +132,44 @@ def roc(predictions: Predictions, path: Path, *, title: str = "", graded: bool |
             alignment="left",
             handlelength=2.6,
         )
+    finish_figure(figure, axes, title)
+    save_figure(figure, path)
+
+
+def roc_of_labels(table: LabelPredictions, path: Path, *, title: str = "") -> None:
+    """Draw the ROC curve of every label, having it against not, to the PNG file `path`; of very many the most frequent.
+
+    Args:
+        table: cells that are not known are left out; a label that has only one side is named as such.
+        title: a line above, for example the dataset's name.
+    """
+    outcomes = LabelOutcomes.of_table(table)
+    names = table.labels
+    shown = sorted(np.argsort(-outcomes.support, kind="stable")[:MAX_CURVES].tolist())
+    curves = {folded(names[k], 26): outcomes.curves[k] for k in shown}
+    which = "each label" if len(shown) == len(names) else f"the {MAX_CURVES} most frequent labels"
+    _roc_picture(curves, path, f"AUROC, {which}", title)
+
+
+def _roc_picture(curves: Mapping[str, Curve], path: Path, heading: str, title: str) -> None:
+    """Curves by name, their legend at the side."""
+    figure = new_figure(8.6, 5.6)
+    axes = figure.add_subplot()
+    for position, (name, curve) in enumerate(curves.items()):
+        colour, dashes = COLOURS[position % len(COLOURS)], DASHES[position // len(COLOURS)]
+        _draw_curve(axes, curve, name, color=colour, linestyle=dashes, linewidth=1.8)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (2, 2)), label="chance")
+    axes.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(-0.015, 1.015), ylim=(-0.015, 1.015), aspect="equal")
+    plain_axes(axes)
+    axes.legend(
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        fontsize=9 if len(curves) <= 8 else 7.5,
+        frameon=False,
+        title=heading,
+        alignment="left",
+        handlelength=2.6,
+    )
     finish_figure(figure, axes, title)
     save_figure(figure, path)
 

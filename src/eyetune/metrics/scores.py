@@ -26,6 +26,7 @@ __all__ = [
     "Undefined",
     "better",
     "generalization",
+    "has_order",
     "is_graded_dr",
     "is_ordered",
     "metric",
@@ -272,6 +273,11 @@ def is_ordered(classes: Sequence[str]) -> bool:
     return numbers == sorted(set(numbers))
 
 
+def has_order(predictions: Predictions) -> bool:
+    """Whether the order of a table's classes means something: as the table says, else by :func:`is_ordered`."""
+    return is_ordered(predictions.classes) if predictions.ordered is None else predictions.ordered
+
+
 def primary_metric(classes: Sequence[str]) -> str:
     """The metric that chooses the best epoch when the user names none.
 
@@ -338,8 +344,7 @@ def score(
     graded = is_graded_dr(classes) if graded is None else graded
     if graded and len(classes) != len(_GRADE_NAMES):
         raise ValueError(f"graded diabetic retinopathy has five classes, not {len(classes)}")
-    if ordered is None:
-        ordered = is_ordered(classes) if predictions.ordered is None else predictions.ordered
+    ordered = has_order(predictions) if ordered is None else ordered
     known = predictions.labelled()
     outcomes = Outcomes.of_table(known)
     metrics = {

@@ -190,7 +190,7 @@ class Predictor:
         while good := [index for index, fault in enumerate(faults) if fault is None]:
             chosen = [records[index] for index in good]
             try:
-                table: Table = self.run.predictions(
+                table = self.run.table(
                     self.run.unlabelled(chosen),
                     workers=self.workers,
                     batch_size=self.batch_size,

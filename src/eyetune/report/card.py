@@ -95,7 +95,9 @@ def _body(facts: Facts, summary: Summary) -> Iterator[str]:
     yield "  `eyetune evaluate RUN --data NAME=TABLE`."
     yield "\n## How to get started with the model\n"
     yield '```python\nimport eyetune as et\n\nrun = et.load_run("RUN")'
-    yield 'probabilities = run.predict(["a.jpg", "b.jpg"])  # float64[2, K], in the order of run.classes\n```'
+    said = "numbers" if facts.task == "regression" else "probabilities"
+    shape = "[2], in the units of the table" if facts.task == "regression" else "[2, K], in the order of run.classes"
+    yield f'{said} = run.predict(["a.jpg", "b.jpg"])  # float64{shape}\n```'
     yield from _environment(facts)
 
 
@@ -114,7 +116,11 @@ def _details(facts: Facts) -> Iterator[str]:
             yield f"- **Parameters trained:** {facts.cost['trainable_parameters']:,} of {whole:,}"
         yield f"- **Input:** colour fundus photographs, {card.pixels} x {card.pixels} pixels after cropping"
         if card.classes:
-            yield f"- **Output:** probabilities of {len(card.classes)} classes: {_text(', '.join(card.classes))}"
+            names = _text(", ".join(card.classes))
+            yield "- **Output:** " + {
+                "multilabel": f"a probability of each of {len(card.classes)} labels: {names}",
+                "regression": f"a number, {names}, in the units of the table",
+            }.get(facts.task, f"probabilities of {len(card.classes)} classes: {names}")
         if is_graded_dr(card.classes):
             yield "  (grades of diabetic retinopathy, 0 none to 4 proliferative)"
     if facts.calibration is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eyetune.backbones import BackboneSpec, find_spec
 from eyetune.data.record import SPLITS
 from eyetune.errors import RunError, UserError
-from eyetune.metrics.predictions import Predictions, read_table
+from eyetune.metrics.predictions import TARGET, Predictions
 from eyetune.metrics.scores import primary_metric
 from eyetune.report.content import Dataset, LeftOut, Metrics, Score, read_content
 from eyetune.train.leaks import SAME_BYTES
@@ -97,6 +97,11 @@ class Facts:
         return next((found.classes for found in self.datasets.values()), ())
 
     @property
+    def task(self) -> str:
+        """What was learnt: "classification", "multilabel" or "regression"."""
+        return next((found.task for found in self.datasets.values()), "classification")
+
+    @property
     def model(self) -> str | None:
         """SHA-256 of the best checkpoint's tensors; None where there is none, or it does not say."""
         return self.folder.best_model() if self.card is not None else None
@@ -148,7 +153,9 @@ class Facts:
     def parts(self) -> list[Part]:
         """The splits of the run's own data, with all their images."""
         return [
-            _part(name, rows) for name in SPLITS if (rows := [row for row in self.splits if row.get("split") == name])
+            _part(name, rows, self.task, self.classes)
+            for name in SPLITS
+            if (rows := [row for row in self.splits if row.get("split") == name])
         ]
 
     def outside_parts(self) -> list[Part]:
@@ -157,6 +164,10 @@ class Facts:
         for name, one in self.outside.items():
             sizes = [sum(row) for row in one.confusion_matrix]
             counts = dict(zip(one.classes, sizes, strict=True)) if len(sizes) == len(one.classes) else {}
+            for label, alone in one.per_label.items():
+                counts[label] = sum(alone.confusion_matrix[-1]) if alone.confusion_matrix else 0
+            if one.task == "regression":
+                counts = dict.fromkeys(self.classes, one.n)
             found.append(Part(name, one.n, one.patients, counts, one.unlabelled, one.left_out))
         return found
 
@@ -175,10 +186,7 @@ def read_facts(path: Path | str) -> Facts:
     metrics = read_content(Metrics, folder.read_metrics(), folder.metrics_file)
     card = folder.read_card()
     tables = {
-        name: table
-        for name in metrics.datasets
-        if folder.predictions_file(name).is_file()
-        and isinstance(table := read_table(folder.predictions_file(name)), Predictions)
+        name: table for name in metrics.datasets if isinstance(table := folder.read_predictions(name), Predictions)
     }
     return Facts(
         folder=folder,
@@ -214,10 +222,18 @@ def _calibrated(folder: RunDir, table: Predictions, found: Dataset) -> Predictio
     return calibration.apply(table) if calibration is not None and fits else table
 
 
-def _part(name: str, rows: Sequence[Mapping[str, str]]) -> Part:
+def _part(name: str, rows: Sequence[Mapping[str, str]], task: str, classes: Sequence[str]) -> Part:
+    """Of a split: images of each class, images that have each label, or images whose number is known."""
     patients = {row["patient"] for row in rows if row.get("patient")}
+    if task == "multilabel":
+        cells = {label: [row.get(TARGET + label, "") for row in rows] for label in classes}
+        counts = Counter({label: of.count("1") for label, of in cells.items()})
+        unlabelled = sum(not any(of) for of in zip(*cells.values(), strict=True))
+        return Part(name, len(rows), len(patients) or None, dict(counts), unlabelled)
     counts = Counter(row.get("target", "") for row in rows)
     unlabelled = counts.pop("", 0)
+    if task == "regression":
+        counts = Counter(dict.fromkeys(classes, len(rows) - unlabelled))
     return Part(name, len(rows), len(patients) or None, dict(counts), unlabelled)
 
 

@@ -14,13 +14,14 @@ from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings, load_square
 from eyetune.errors import DataError, UserError
 from eyetune.metrics.predictions import UNKNOWN, Predictions
-from eyetune.metrics.scores import is_ordered
+from eyetune.metrics.scores import has_order
 from eyetune.pages.page import picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from eyetune.data.records import Manifest
+    from eyetune.metrics.table import Table
     from eyetune.report.facts import Facts
     from eyetune.train.rundir import RunDir
 
@@ -59,7 +60,7 @@ def surest_mistakes(predictions: Predictions, most: int = MOST) -> list[Case]:
 
 def furthest_mistakes(predictions: Predictions, most: int = MOST) -> list[Case]:
     """The answers furthest from the label, two classes or more, the surer of equals first; none without an order."""
-    if len(predictions.classes) < 3 or not is_ordered(predictions.classes):
+    if len(predictions.classes) < 3 or not has_order(predictions):
         return []
     wrong = _wrong(predictions)
     distance = np.abs(predictions.predicted - predictions.targets)[wrong]
@@ -87,12 +88,13 @@ def shown(predictions: Predictions) -> list[Case]:
     return list({case.row: case for case in cases}.values())
 
 
-def remember(folder: RunDir, tables: Mapping[str, Predictions], manifests: Mapping[str, Manifest]) -> None:
+def remember(folder: RunDir, tables: Mapping[str, Table], manifests: Mapping[str, Manifest]) -> None:
     """Keep in `data.json` where the files lie of the photographs that a report may show, for it to be made again."""
     places: dict[str, dict[str, str]] = {}
     for name, manifest in manifests.items():
         where = {record.name: record.image for record in manifest}
-        cases = [case for case in shown(tables[name]) if case.image in where]
+        table = tables[name]
+        cases = [case for case in shown(table) if case.image in where] if isinstance(table, Predictions) else []
         places[name] = {case.image: os.path.abspath(where[case.image]) for case in cases}
     folder.update_data(pictures=places)
 
@@ -166,5 +168,5 @@ def _case(predictions: Predictions, index: int) -> Case:
         truth=predictions.classes[target],
         called=predictions.classes[called],
         probability=float(predictions.probabilities[index, called]),
-        distance=abs(called - target) if is_ordered(predictions.classes) else None,
+        distance=abs(called - target) if has_order(predictions) else None,
     )

@@ -120,6 +120,10 @@ def _asked(facts: Facts) -> str:
     classes = facts.classes
     if is_graded_dr(classes):
         task = "the grade of diabetic retinopathy, 0 to 4, of a colour fundus photograph"
+    elif facts.task == "multilabel":
+        task = f"for each of {listed(list(classes))}, whether a colour fundus photograph has it"
+    elif facts.task == "regression":
+        task = f"a number, “{', '.join(classes)}”, of a colour fundus photograph"
     elif classes:
         task = f"which of {listed(list(classes))} a colour fundus photograph shows"
     else:

@@ -58,7 +58,7 @@ class FeatureLoader:
 
     Args:
         features: float32[V, N, width], by view and index; epoch e takes view e mod V.
-        target: int64[N].
+        target: by index, as :class:`eyetune.data.loader.FundusDataset` has them.
         batches: the other loader's order.
     """
 
@@ -92,9 +92,7 @@ def compute_once(
     features = backbone_features(
         model.backbone, loader, runtime, fingerprint=model.base_fingerprint(), description=description, views=views
     )
-    labels = loader.batches.labels
-    target = torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)
-    return FeatureLoader(features, target, loader.batches)
+    return FeatureLoader(features, loader.dataset.targets, loader.batches)
 
 
 def backbone_features(

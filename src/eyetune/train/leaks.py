@@ -57,7 +57,8 @@ class Seen:
         patients = frozenset(row["patient"] for row in rows if row.get("patient"))
         names = {row.get("image") for row in rows}
         try:
-            manifest = open_manifest(folder.read_config().data, labels_required=False)
+            config = folder.read_config()
+            manifest = open_manifest(config.data, labels_required=False, kind=config.reads)
             records = tuple(record for record in manifest if record.name in names)
         except UserError:
             records = ()

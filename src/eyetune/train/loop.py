@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,6 +71,8 @@ class FitResult:
     stopped: str
     """Why before the last one; empty when all were run."""
     history: list[dict[str, Any]]
+    card: ModelCard
+    """Of the best epoch, with what was fitted on its validation."""
 
 
 def fit(
@@ -171,12 +173,17 @@ class _Trainer:
                 "train.schedule: plateau lowers the learning rate when the validation score stalls, and there is no "
                 "validation split. Use cosine or constant, or keep some images for validation (data.val)."
             )
+        if self.task.needs_validation and val_loader is None:
+            raise ConfigError(
+                f"{self.task.needs_validation}, and there are none. Keep some images for validation (data.val)."
+            )
         last = self.run.load_last() if resume else None
         self.runtime.place(self.model, move=not self.train.fsdp)
         if self.train.grad_checkpointing:
             self.model.backbone.set_grad_checkpointing(True)
         if last is not None:
             self._check_same(last.card)
+            self.card = replace(self.card, task=last.card.task)
             self.progress = _read_progress(last.state, self.run)
             self.epochs_saved = self.progress.epochs_done
             self.strategy.load_state(self.model, last.state["strategy"])
@@ -292,6 +299,8 @@ class _Trainer:
     def _commit(self, epoch: int, trained: EpochResult, validation: Validation, logs: Iterable[Log]) -> None:
         """Take the epoch into the account, save it, and only then speak of it."""
         value = _defined(validation.metrics.get(self.task.metric))
+        if validation.task is not None:
+            self.card = replace(self.card, task=validation.task)
         improved = self._note_best(epoch, value)
         row = self._row(epoch, trained, validation)
         if self.val_loader is not None and value is None:
@@ -495,9 +504,13 @@ class _Trainer:
                 self.strategy.checkpoint(self.model), self.card.at(progress.best_epoch, self.task.metric, None)
             )
             self._save_last(progress.best_epoch, None)
+            card = self.card.at(progress.best_epoch, self.task.metric, None)
         else:
             self.runtime.wait()
-            self.strategy.load_checkpoint(self.model, self.run.load_best(progress.best_epoch).tensors)
+            best = self.run.load_best(progress.best_epoch)
+            self.strategy.load_checkpoint(self.model, best.tensors)
+            card = self.card.at(progress.best_epoch, self.task.metric, progress.best_value)
+            card = replace(card, task=best.card.task)
         self.runtime.wait()  # all have read the best
         self.run.drop_previous()
         self.strategy.set_mode(self.model, False)
@@ -508,6 +521,7 @@ class _Trainer:
             epochs=progress.epochs_done,
             stopped=progress.stopped,
             history=progress.history,
+            card=card,
         )
 
     def _check_same(self, card: ModelCard) -> None:
@@ -519,6 +533,10 @@ class _Trainer:
                     f"cannot go on with {self.run.path}: its {what} were {getattr(theirs, name)!r}, "
                     f"now they are {getattr(mine, name)!r}."
                 )
+        tasks = [{"kind": "classification", "head": "softmax"} | one.task for one in (theirs, mine)]
+        before, now = (f"{one['kind']}, {one['head']}" for one in tasks)
+        if before != now:
+            raise RunError(f"cannot go on with {self.run.path}: its task was {before}, now it is {now}.")
 
     def _signed(self, value: float | None) -> float | None:
         """`value` so that higher is better."""

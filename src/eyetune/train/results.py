@@ -11,15 +11,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from eyetune.errors import DataError, did_you_mean
-from eyetune.metrics import plots
+from eyetune.metrics import agreement, plots
 from eyetune.metrics.calibration import Calibration, fit_calibration, trust
 from eyetune.metrics.forest import forest
 from eyetune.metrics.labelmap import merging
 from eyetune.metrics.patients import patient_level
-from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
 from eyetune.metrics.scores import generalization, is_graded_dr, primary_metric, score
 from eyetune.metrics.strangeness import Strangeness, choose_threshold
 from eyetune.metrics.subgroups import Grouping, subgroups
+from eyetune.metrics.table import Table as Said
 from eyetune.metrics.trust_plots import reliability, risk_coverage
 from eyetune.train.novelty import SCORE, Novelty
 from eyetune.train.rundir import RunDir
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
 OWN = ("val", "test")
 
 _HEADLINE = ("accuracy", "balanced_accuracy", "qwk", "f1_macro", "auroc_macro")
+_LABELS_HEADLINE = ("auroc_macro", "auprc_macro", "f1_macro", "exact_match", "hamming_loss")
+_VALUE_HEADLINE = ("mae", "rmse", "r2", "pearson", "ccc", "bias")
 _GRADED_HEADLINE = ("accuracy", "balanced_accuracy", "qwk", "auroc_macro", "referable_auroc")
 
 
-def calibrate(run: Run, val: Predictions | None) -> Calibration | None:
+def calibrate(run: Run, val: Said | None) -> Calibration | None:
     """Fit the calibration of a trained run on its validation split, write it, and say what came of it.
 
     Returns None, and says so, when there is no labelled validation image.
@@ -51,7 +54,7 @@ def calibrate(run: Run, val: Predictions | None) -> Calibration | None:
     return found
 
 
-def _strangeness(novelty: Novelty | None, val: Predictions) -> Strangeness | None:
+def _strangeness(novelty: Novelty | None, val: Said) -> Strangeness | None:
     threshold = choose_threshold(val)
     if novelty is None or threshold is None:
         return None
@@ -74,7 +77,7 @@ def calibration_line(calibration: Calibration | None) -> str:
 
 def add_scores(
     folder: RunDir,
-    tables: Mapping[str, Predictions],
+    tables: Mapping[str, Said],
     calibration: Calibration | None = None,
     *,
     about: Mapping[str, Mapping[str, Any]] | None = None,
@@ -100,9 +103,7 @@ def add_scores(
     if reference is not None and reference not in {*content["datasets"], *tables}:
         known = [*content["datasets"], *tables]
         raise DataError(f"--reference {reference}: no such dataset.{did_you_mean(reference, known)} There are {known}.")
-    val = tables.get("val")
-    if val is None and folder.predictions_file("val").is_file():
-        val = Predictions.from_csv(folder.predictions_file("val"))
+    val = tables["val"] if "val" in tables else folder.read_predictions("val")
     for name, table in tables.items():
         folder.write_predictions(name, table)
         fitted = calibration if site is None or name in OWN else site
@@ -118,11 +119,12 @@ def add_scores(
 
 
 def _described(
-    table: Predictions, calibration: Calibration | None, val: Predictions | None, by: Sequence[Grouping]
+    table: Said, calibration: Calibration | None, val: Said | None, by: Sequence[Grouping]
 ) -> dict[str, Any]:
     """The scores of a dataset, by patient and by group too where the table says who and which."""
     # What was fitted for the run's classes says nothing of others that some of them were joined to.
-    fitting = calibration if calibration is None or calibration.classes == tuple(table.classes) else None
+    classes = tuple(table.classes) if isinstance(table, Predictions) else None
+    fitting = calibration if calibration is None or calibration.classes == classes else None
     found = score(table) | trust(table, fitting, val)
     if isinstance(table, Predictions) and (joined := patient_level(table)) is not None:
         found["patient_level"] = joined
@@ -134,18 +136,23 @@ def _described(
     return found
 
 
-def _draw(folder: RunDir, name: str, table: Predictions, found: Mapping[str, Any]) -> None:
-    matrix_file = folder.plot_file(f"confusion_matrix_{name}")
-    plots.confusion_matrix(found["confusion_matrix"], found["classes"], matrix_file, title=name)
-    plots.roc(table, folder.plot_file(f"roc_{name}"), title=name)
-    if "reliability" in found:
-        reliability(found, folder.plot_file(f"reliability_{name}"), title=name)
-        risk_coverage(found["selective"], folder.plot_file(f"risk_coverage_{name}"), title=name)
+def _draw(folder: RunDir, name: str, table: Said, found: Mapping[str, Any]) -> None:
+    """The pictures of one dataset."""
+    if isinstance(table, Predictions):
+        matrix_file = folder.plot_file(f"confusion_matrix_{name}")
+        plots.confusion_matrix(found["confusion_matrix"], found["classes"], matrix_file, title=name)
+        plots.roc(table, folder.plot_file(f"roc_{name}"), title=name)
+        if "reliability" in found:
+            reliability(found, folder.plot_file(f"reliability_{name}"), title=name)
+            risk_coverage(found["selective"], folder.plot_file(f"risk_coverage_{name}"), title=name)
+    elif isinstance(table, LabelPredictions):
+        plots.roc_of_labels(table, folder.plot_file(f"roc_{name}"), title=name)
+    elif isinstance(table, ValuePredictions) and found["n"]:
+        agreement.draw(table, found["metrics"], folder.plot_file(f"agreement_{name}"), title=name)
     for column, groups in found.get("subgroups", {}).items():
         plain = re.sub(r"[^\w.-]+", "_", column)
-        names = headline_metrics(tuple(found["classes"]))[:3]
         target = folder.plot_file(f"subgroups_{name}_{plain}")
-        forest(groups, found["metrics"], names, target, title=f"{name}, by {column}")
+        forest(groups, found["metrics"], headline(found)[1][:3], target, title=f"{name}, by {column}")
 
 
 def _generalize(
@@ -153,7 +160,7 @@ def _generalize(
     datasets: Mapping[str, Any],
     reference: str,
     external: Sequence[str],
-    tables: Mapping[str, Predictions],
+    tables: Mapping[str, Said],
 ) -> dict[str, Any]:
     """`generalization` of metrics.json. Where classes of the run were joined for a dataset, the reference is scored
     with the same classes joined: numbers of different questions are never held against each other."""
@@ -164,7 +171,7 @@ def _generalize(
         merged = datasets[name].get("merged")
         inside = datasets[reference]
         if merged != inside.get("merged"):
-            if merged is None or inside.get("merged") is not None or kept is None:
+            if merged is None or inside.get("merged") is not None or not isinstance(kept, Predictions):
                 why = "its classes are not those of the reference, which could not be joined likewise"
                 found["external"][name] = {
                     key: {"value": None, "ci": [None, None], "reason": why} for key in datasets[name]["metrics"]
@@ -182,11 +189,19 @@ def _generalize(
     return found
 
 
-def _reference_table(folder: RunDir, name: str, tables: Mapping[str, Predictions]) -> Predictions | None:
-    if name in tables:
-        return tables[name]
-    file = folder.predictions_file(name)
-    return Predictions.from_csv(file) if file.is_file() else None
+def _reference_table(folder: RunDir, name: str, tables: Mapping[str, Said]) -> Said | None:
+    return tables[name] if name in tables else folder.read_predictions(name)
+
+
+def headline(found: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Of one dataset of metrics.json: the metric shown with its interval, and all that a short table shows."""
+    task = found.get("task", "classification")
+    if task == "multilabel":
+        return _LABELS_HEADLINE[0], _LABELS_HEADLINE
+    if task == "regression":
+        return _VALUE_HEADLINE[0], _VALUE_HEADLINE
+    classes = tuple(found["classes"])
+    return primary_metric(classes), headline_metrics(classes)
 
 
 def headline_metrics(classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -202,13 +217,10 @@ def scores_table(content: Mapping[str, Any]) -> Table:
     The metric that chose the epoch has its 95% interval beside it.
     """
     datasets = content["datasets"]
-    classes = tuple(next(iter(datasets.values()))["classes"])
-    names = [
-        name for name in headline_metrics(classes) if any(_value(one, name) is not None for one in datasets.values())
-    ]
+    primary, shown = headline(next(iter(datasets.values())))
+    names = [name for name in shown if any(_value(one, name) is not None for one in datasets.values())]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("dataset")
-    primary = primary_metric(classes)
     for column in ("images", "patients", *names):
         table.add_column(column.replace("_", " "), justify="right")
         if column == primary:
@@ -259,7 +271,7 @@ def remarks_table(content: Mapping[str, Any], names: Sequence[str]) -> list[str 
 
 
 def _patient_line(name: str, found: Mapping[str, Any], joined: Mapping[str, Any]) -> str:
-    primary = primary_metric(tuple(found["classes"]))
+    primary, _ = headline(found)
     entry = joined["metrics"].get(primary, {})
     low, high = entry.get("ci") or (None, None)
     interval = "" if low is None else f" ({_number(low)} to {_number(high)})"
@@ -269,11 +281,10 @@ def _patient_line(name: str, found: Mapping[str, Any], joined: Mapping[str, Any]
 
 def _group_table(name: str, column: str, found: Mapping[str, Any]) -> Table:
     groups, gap = found["subgroups"][column]["groups"], found["subgroups"][column]["gap"]
-    classes = tuple(found["classes"])
-    primary = primary_metric(classes)
+    primary, shown = headline(found)
     names = [
         one
-        for one in headline_metrics(classes)
+        for one in shown
         if any((entry["metrics"].get(one) or {}).get("value") is not None for entry in groups.values())
     ]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)

@@ -8,21 +8,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from eyetune.adapt.classifier import Classifier, put_norm_before
 from eyetune.adapt.strategy import Strategy, parse_adapt
+from eyetune.adapt.task import READS
 from eyetune.backbones import Preprocess, load_backbone
 from eyetune.backbones.older import is_older
 from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.loader import Workers, make_loader
-from eyetune.data.record import Record
+from eyetune.data.record import Kind, Record
 from eyetune.data.records import Manifest
-from eyetune.errors import RunError, UserError
+from eyetune.errors import DataError, RunError, UserError
 from eyetune.metrics.calibration import Calibration
-from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
 from eyetune.metrics.table import Table
 from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
 from eyetune.train.adopt import adopt
+from eyetune.train.answers import Answer, Rows, read_answer
 from eyetune.train.features import FeatureHead, compute_once
 from eyetune.train.mirrored import Mirrored
 from eyetune.train.novelty import Novelty, sample_places
@@ -95,20 +99,41 @@ class Run:
             )
         return found
 
+    @property
+    def answer(self) -> Answer:
+        """What its head was asked, and how its numbers are read."""
+        return read_answer(self.card.task, self.card.classes)
+
+    @property
+    def reads(self) -> Kind:
+        """What its manifests hold: classes, labels or a value."""
+        return READS[self.answer.kind]
+
     def predictions(
         self, manifest: Manifest, *, workers: Workers = "auto", batch_size: int = 32, mirrored: bool = False
     ) -> Predictions:
+        """As :meth:`table`, for a run that tells one class an image. Raises RunError for any other."""
+        found = self.table(manifest, workers=workers, batch_size=batch_size, mirrored=mirrored)
+        if not isinstance(found, Predictions):
+            raise RunError(f"{self.folder.path} learnt a {found.task} task; this is for one class an image.")
+        return found
+
+    def table(
+        self, manifest: Manifest, *, workers: Workers = "auto", batch_size: int = 32, mirrored: bool = False
+    ) -> Table:
         """Predict every record of a manifest, in its order, exactly once; raw, as calibration takes them.
 
         With `mirrored`, the mean of the logits of each photograph and its mirror image (test-time augmentation); its
         `ood` stays that of the photograph as it is.
         Labels, where known, must be indexes into :attr:`classes`. Raises DataError, naming file and row, for an image
-        that cannot be read.
+        that cannot be read, and for a manifest of another kind of task.
         """
+        if manifest.kind != self.reads:
+            raise DataError(f"{manifest.source} holds {manifest.kind}; {self.folder.path} learnt {self.reads}.")
         novelty = self.novelty
         judge = None if novelty is None else novelty.score
         outputs = self._outputs(manifest, workers=workers, batch_size=batch_size, judge=judge, mirrored=mirrored)
-        table = outputs.predictions(manifest)
+        table = outputs.table(manifest, self.answer)
         return table if outputs.judged is None else replace(table, ood=outputs.judged.double().numpy())
 
     def ood(self, features: Tensor) -> NDArray[np.float64]:
@@ -185,7 +210,8 @@ class Run:
     def predict(
         self, paths: Sequence[str | Path], *, batch_size: int = 32, calibrated: bool = False
     ) -> NDArray[np.float64]:
-        """Probabilities float64[N, K] of the photographs at `paths`, in their order; rows sum to 1.
+        """What is predicted for the photographs at `paths`, in their order: probabilities float64[N, K], rows sum to 1;
+        of labels float64[N, L], each its own; of a number float64[N].
 
         They are as they came from the network; `calibrated=True` makes of them what `eyetune predict` gives, where the
         run has a calibration. Raises DataError for a file that is missing or cannot be read.
@@ -193,18 +219,21 @@ class Run:
         records = [
             Record(image=Path(path), label=None, name=f"{n}:{path}", row=str(path)) for n, path in enumerate(paths)
         ]
-        found = self.predictions(self.unlabelled(records), batch_size=batch_size)
-        if calibrated and self.calibration is not None:
+        found = self.table(self.unlabelled(records), batch_size=batch_size)
+        if isinstance(found, ValuePredictions):
+            return found.predicted
+        if calibrated and self.calibration is not None and isinstance(found, Predictions):
             found = self.calibration.apply(found)
+        assert isinstance(found, (Predictions, LabelPredictions))
         return found.probabilities
 
     def nothing(self) -> Table:
         """The table of no photograph: it has the columns of all."""
-        return Predictions([], [], [], [], [], self.classes)  # type: ignore[arg-type]
+        return self.answer.table(torch.zeros(0, self.answer.outputs), self.unlabelled([]).targets(), Rows([], [], []))
 
     def unlabelled(self, records: Sequence[Record], source: str = "images") -> Manifest:
         """A manifest of photographs to predict, of which nothing else is known."""
-        return Manifest(tuple(records), self.classes, source)
+        return Manifest(tuple(records), self.classes, source, kind=self.reads)
 
 
 def load_run(
@@ -262,7 +291,9 @@ def rebuild(checkpoint: Checkpoint, where: Path) -> tuple[Classifier, Strategy]:
     backbone = load_backbone(card.backbone, card.weights, pixels=card.pixels, pool=card.pool)
     # As in training, whatever the spec says by now.
     backbone.preprocess = Preprocess.from_dict(card.preprocess)
-    model = Classifier(backbone, len(card.classes), card.dropout)
+    answer = read_answer(card.task, card.classes)
+    model = Classifier(backbone, answer.outputs, card.dropout, shared=answer.shared)
+    model.reading = answer.evidence
     if card.head_norm:
         put_norm_before(model)
     strategy = parse_adapt(card.adapt).build()

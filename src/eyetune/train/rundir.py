@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from eyetune.config import Config
     from eyetune.metrics.calibration import Calibration
-    from eyetune.metrics.predictions import Predictions
+    from eyetune.metrics.table import Table
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -99,6 +99,8 @@ class ModelCard:
     """Of the run: with it, `random` weights come out the same again."""
     head_norm: bool = False
     """A LayerNorm stands before the linear layer: runs made from checkpoints of other programs."""
+    task: dict[str, Any] = field(default_factory=dict)
+    """How the head's numbers are read (see answers.py); empty: the logits of one class an image."""
     schema: int = SCHEMA
 
     def at(self, epoch: int, metric: str | None, value: float | None) -> ModelCard:
@@ -346,10 +348,26 @@ class RunDir:
         """Read `metrics.json`. Raises RunError when there is none or it is damaged."""
         return read_json(self.metrics_file)
 
-    def write_predictions(self, name: str, predictions: Predictions) -> None:
+    def write_predictions(self, name: str, predictions: Table) -> None:
         """Write `predictions/NAME.csv`."""
         if self.main:
             predictions.to_csv(self.predictions_file(name))
+
+    def read_predictions(self, name: str) -> Table | None:
+        """Read `predictions/NAME.csv`; None when there is none. Raises DataError when it is damaged.
+
+        That the classes have an order, where only the task says so, comes from the checkpoint's card.
+        """
+        from eyetune.metrics.predictions import Predictions, read_table
+
+        file = self.predictions_file(name)
+        if not file.is_file():
+            return None
+        table = read_table(file)
+        card = self.read_card() if isinstance(table, Predictions) else None
+        if isinstance(table, Predictions) and card is not None and card.task.get("kind") == "ordinal":
+            return replace(table, ordered=True) if tuple(table.classes) == tuple(card.classes) else table
+        return table
 
     def write_calibration(self, calibration: Calibration, site: str | None = None) -> None:
         """Write `calibration.json`, or `calibration/SITE.json`."""

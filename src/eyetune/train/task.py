@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eyetune.adapt.task import TaskConfig
 from eyetune.data.loader import ReaderDied
 from eyetune.data.transforms import batch_mixing
-from eyetune.errors import ConfigError, UserError
+from eyetune.errors import ConfigError, UserError, did_you_mean
 from eyetune.interrupt import obey, pending
-from eyetune.metrics.predictions import Predictions
-from eyetune.metrics.scores import METRICS, is_graded_dr, is_ordered, primary_metric, score
+from eyetune.metrics.metric import METRICS, of_task
+from eyetune.metrics.scores import is_graded_dr, is_ordered, score
 from eyetune.progress import meter
+from eyetune.train.answers import Answer, Classes, Objective, Rows, answer_to
 
 if TYPE_CHECKING:
     from eyetune.config import TrainConfig
     from eyetune.data.records import Manifest
+    from eyetune.metrics.table import Table
     from eyetune.runtime import Runtime
 
 Batch = dict[str, Any]
@@ -52,6 +54,8 @@ class Validation:
     metrics: dict[str, float | None]
     gaps: str = ""
     """What the validation images lack that a metric may need; empty when nothing is known to be missing."""
+    task: dict[str, Any] | None = None
+    """What the model card is to say of the task from now on, with what was fitted on these images."""
 
 
 class Task(Protocol):
@@ -60,6 +64,8 @@ class Task(Protocol):
     metric: str
     """Name of the metric, a key of `Validation.metrics`, that chooses the best epoch."""
     higher_is_better: bool
+    needs_validation: str
+    """Why the task cannot do without validation images; empty when it can."""
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Batch on the device -> float[] mean loss over its samples, under autocast."""
@@ -77,27 +83,21 @@ class Outputs:
 
     Args:
         index: int64[N], place in the manifest.
-        target: int64[N], -1 where not known.
-        logits: float32[N, K], on the CPU.
+        target: as the loader gives it: int64[N], -1 where not known; or float32[N, L] or [N], NaN where not known.
+        raw: float32[N, outputs], what the head gave, on the CPU.
         judged: float32[N, …], what `judge` said of the features of each, on the CPU; None where nothing was asked.
     """
 
     index: Tensor
     target: Tensor
-    logits: Tensor
+    raw: Tensor
     judged: Tensor | None = None
 
-    def predictions(self, manifest: Manifest) -> Predictions:
-        """The table of predictions, names and patients from the manifest the loader was made of."""
+    def table(self, manifest: Manifest, answer: Answer) -> Table:
+        """The table of predictions, names, patients and truth from the manifest the loader was made of."""
         records = [manifest[int(index)] for index in self.index]
-        return Predictions(
-            images=[record.name for record in records],
-            patients=[record.patient for record in records],
-            eyes=[record.eye for record in records],
-            targets=self.target.numpy(),
-            logits=self.logits.numpy(),
-            classes=manifest.classes,
-        )
+        rows = Rows([r.name for r in records], [r.patient for r in records], [r.eye for r in records])
+        return answer.table(self.raw, manifest.targets()[self.index.numpy()], rows)
 
 
 @contextlib.contextmanager
@@ -118,9 +118,9 @@ def enough_memory(advice: str) -> Iterator[None]:
 
 
 def forward(network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Logits float[B, K] of a batch of images, or of features computed before."""
-    logits: Tensor = network(batch["features"] if "features" in batch else batch["image"])
-    return logits
+    """What the head gives, float[B, outputs], for a batch of images, or of features computed before."""
+    raw: Tensor = network(batch["features"] if "features" in batch else batch["image"])
+    return raw
 
 
 @contextlib.contextmanager
@@ -158,7 +158,7 @@ def predict(
     device has not enough memory for a batch; Interrupted, in all processes, when one of them has a signal pending.
     """
     network.eval()
-    parts: dict[str, list[Tensor]] = {"index": [], "target": [], "logits": []}
+    parts: dict[str, list[Tensor]] = {"index": [], "target": [], "raw": []}
     if judge is not None:
         parts["judged"] = []
     show = bool(description) and runtime.is_main
@@ -175,11 +175,11 @@ def predict(
         for batch in loader:
             on_device = runtime.to_device(batch)
             with _heard(network, judge is not None) as heard, torch.no_grad(), runtime.autocast():
-                logits = forward(network, on_device)
+                raw = forward(network, on_device)
             if judge is not None:
                 parts["judged"].append(judge(heard[0].float()))
             # Kept on the device until the end: a copy back would wait for every batch.
-            parts["logits"].append(logits.float())
+            parts["raw"].append(raw.float())
             parts["index"].append(batch["index"])
             parts["target"].append(batch["target"])
             image = on_device.get("image")
@@ -213,117 +213,131 @@ def predict(
     return Outputs(
         index=torch.from_numpy(index),
         target=torch.from_numpy(whole["target"][first]),
-        logits=torch.from_numpy(whole["logits"][first]),
+        raw=torch.from_numpy(whole["raw"][first]),
         judged=torch.from_numpy(whole["judged"][first]) if judge else None,
     )
 
 
-class ClassificationTask:
-    """One class an image.
+class SupervisedTask:
+    """A truth an image: its class, its labels, or its number.
 
     The loss of a batch is the plain mean over its images, class weights included (they are 1 on average over the
     training images): so accumulated batches weigh as one large batch does.
 
     Args:
-        classes: K class names, in the order of the logits.
+        answer: what is asked of the head.
         train: loss and metric settings.
-        class_weights: K weights, 1 on average over the training images; needed for balance "weighted".
+        weights: as :meth:`Answer.weights` gives them; needed for balance "weighted".
         names: what the training images are called, by index.
 
-    Raises ConfigError when `train.metric` is unknown or has no value for these classes.
+    Raises ConfigError when `train.metric` is unknown or has no value for this answer.
     """
 
     def __init__(
-        self,
-        classes: Sequence[str],
-        train: TrainConfig,
-        *,
-        class_weights: Sequence[float] | None = None,
-        names: Sequence[str] = (),
+        self, answer: Answer, train: TrainConfig, *, weights: Tensor | None = None, names: Sequence[str] = ()
     ) -> None:
-        self.classes = tuple(classes)
+        self.answer = answer
         self.train = train
-        self.metric = _chosen_metric(train.metric, self.classes)
+        self.metric = _chosen_metric(train.metric, answer)
         self.higher_is_better = METRICS.get(self.metric).higher_is_better
         self.image_names = names
-        self.mixing = batch_mixing(train.mixup, train.cutmix, len(self.classes))
-        self.weights: Tensor | None = None
-        if train.balance == "weighted":
-            if class_weights is None or len(class_weights) != len(self.classes):
-                raise ValueError("balance 'weighted' needs one weight a class")
-            self.weights = torch.tensor(class_weights, dtype=torch.float32)
-
-    @classmethod
-    def of(cls, manifest: Manifest, train: TrainConfig) -> ClassificationTask:
-        """The task of learning `manifest`, the training split."""
-        return cls(
-            manifest.classes,
-            train,
-            class_weights=manifest.class_weights(),
-            names=[f"{record.name} ({record.row})" for record in manifest],
+        self.needs_validation = ""
+        if answer.needs_validation:
+            self.needs_validation = f"task.head {answer.head} tunes thresholds between the grades on validation images"
+        if train.balance == "weighted" and weights is None:
+            raise ValueError("balance 'weighted' needs the weights")
+        self.objective = Objective(
+            smoothing=train.label_smoothing,
+            gamma=train.focal_gamma if train.balance == "focal" else None,
+            weights=weights if train.balance == "weighted" else None,
         )
 
+    @classmethod
+    def of(cls, manifest: Manifest, train: TrainConfig, asked: TaskConfig | None = None) -> SupervisedTask:
+        """The task of learning `manifest`, the training split; `asked` is its kind, settled (`Config.asked`)."""
+        asked = asked or TaskConfig(kind="classification")
+        answer = answer_to(asked, manifest.classes).learnt_from(manifest)
+        weights = answer.weights(manifest) if train.balance == "weighted" else None
+        return cls(answer, train, weights=weights, names=[f"{record.name} ({record.row})" for record in manifest])
+
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """image float[B, 3, H, W] or features float[B, width], target int64[B] -> float[] mean loss, float32."""
+        """image float[B, 3, H, W] or features float[B, width], target as the loader gives it -> float[] mean loss."""
         target = batch["target"]
-        if self.mixing is not None and "image" in batch:
-            image, target = self.mixing(batch["image"], target)
+        if (self.train.mixup or self.train.cutmix) and "image" in batch:
+            image, target = self._mixed(batch["image"], target)
             batch = batch | {"image": image}
         return self.losses(forward(network, batch), target).mean()
 
-    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """logits float[B, K], target int64[B] or soft float[B, K] -> float32[B].
+    def _mixed(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Blended images, and their targets: of classes as shares float[B, K], else blended too."""
+        classes = not target.is_floating_point()
+        # Blending the places in the batch, one-hot, gives the share of each image in each.
+        places = target if classes else torch.arange(len(target), device=target.device)
+        count = len(self.answer.names) if classes else len(target)
+        mixing = batch_mixing(self.train.mixup, self.train.cutmix, count)
+        assert mixing is not None
+        image, shares = mixing(image, places)
+        return image, shares if classes else self.answer.blended(shares, target)
 
-        Cross-entropy with label smoothing and class weights; or focal loss (Lin et al., 2017), for soft targets
-        sum over classes of target * (1 - p)^gamma * -log p.
-        """
-        logits = logits.float()
-        smoothing = self.train.label_smoothing
-        if self.train.balance == "focal":
-            classes = logits.shape[-1]
-            soft = target if target.is_floating_point() else F.one_hot(target, classes).to(logits.dtype)
-            soft = soft * (1.0 - smoothing) + smoothing / classes
-            log_p = logits.log_softmax(dim=-1)
-            return -(soft * (1.0 - log_p.exp()).clamp_min(0.0).pow(self.train.focal_gamma) * log_p).sum(dim=-1)
-        weights = None if self.weights is None else self.weights.to(logits.device)
-        return F.cross_entropy(logits, target, weight=weights, label_smoothing=smoothing, reduction="none")
+    def losses(self, raw: Tensor, target: Tensor) -> Tensor:
+        """raw float[B, outputs], target as the loader gives it or blended -> float32[B]."""
+        return self.answer.losses(raw, target, self.objective)
 
     def validate(self, network: nn.Module, loader: Iterable[Batch], runtime: Runtime) -> Validation:
         """Mean loss over the labelled images and every metric; metrics that are not defined are None."""
         outputs = predict(network, loader, runtime)
-        known = outputs.target >= 0
-        loss = float(self.losses(outputs.logits[known], outputs.target[known]).mean()) if bool(known.any()) else None
+        known = _known(outputs.target)
+        raw, target = outputs.raw[known], outputs.target[known]
+        some = bool(known.any())
+        loss = float(self.losses(raw, target).mean()) if some else None
+        answer = self.answer.fitted(raw, target) if some else self.answer
         none = [None] * len(outputs.index)
-        names = [str(int(index)) for index in outputs.index]
-        table = Predictions(names, none, none, outputs.target.numpy(), outputs.logits.numpy(), self.classes)
+        rows = Rows([str(int(index)) for index in outputs.index], none, none)
+        table = answer.table(outputs.raw, outputs.target.numpy(), rows)
         scores = score(table, resamples=0)  # intervals are for the end
         metrics = {name: entry["value"] for name, entry in scores["metrics"].items()}
-        return Validation(loss, metrics, self._gaps(outputs.target[known]))
+        return Validation(loss, metrics, self._gaps(target), answer.card())
 
     def _gaps(self, targets: Tensor) -> str:
-        """Which classes have no image among the labels int64[N], all known."""
-        missing = set(range(len(self.classes))) - set(targets.tolist())
-        if len(missing) == len(self.classes):
+        """What of the classes or labels no image shows, of the targets of the images of which anything is known."""
+        names = self.answer.names
+        if not len(targets):
             return "no validation image has a label"
-        names = ", ".join(self.classes[index] for index in sorted(missing))
-        return f"no validation image is of {names}" if missing else ""
+        if targets.ndim == 2:
+            shown = {k for k in range(len(names)) if bool((targets[:, k] == 1).any())}
+        else:
+            shown = {0} if targets.is_floating_point() else set(targets.tolist())
+        missing = ", ".join(name for k, name in enumerate(names) if k not in shown)
+        return f"no validation image is of {missing}" if missing else ""
 
     def names(self, indices: Sequence[int]) -> list[str]:
         """Names and rows of training images."""
         return [self.image_names[index] if index < len(self.image_names) else f"image {index}" for index in indices]
 
 
-def _chosen_metric(name: str | None, classes: tuple[str, ...]) -> str:
-    if name is None:
-        return primary_metric(classes)
-    if name not in METRICS:
-        from eyetune.errors import did_you_mean
+def _known(targets: Tensor) -> Tensor:
+    """bool[N]: whether anything is known, of targets as the loader gives them."""
+    if not targets.is_floating_point():
+        return targets >= 0
+    return ~targets.isnan().reshape(len(targets), -1).all(dim=1)
 
-        known = METRICS.names()
+
+def _chosen_metric(name: str | None, answer: Answer) -> str:
+    if name is None:
+        return answer.metric
+    known = [metric for metric, entry in of_task(answer.task).items() if not entry.descriptive]
+    if name not in METRICS:
         raise ConfigError(f"train.metric: unknown {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    scope = METRICS.get(name).scope
+    if METRICS.canonical(name) not in known:
+        raise ConfigError(
+            f"train.metric: {name} cannot choose the epoch of a {answer.kind} task. These can: {', '.join(known)}."
+        )
+    scope, classes = METRICS.get(name).scope, answer.names
     if scope == "graded" and not is_graded_dr(classes):
         raise ConfigError(f"train.metric: {name} is for the five grades of diabetic retinopathy, not for {classes}.")
-    if scope == "ordered" and not is_ordered(classes):
-        raise ConfigError(f"train.metric: {name} needs classes with an order, and {classes} have none that is known.")
+    if scope == "ordered" and not (isinstance(answer, Classes) and answer.ordered) and not is_ordered(classes):
+        raise ConfigError(
+            f"train.metric: {name} needs classes with an order, and {classes} have none that is known (task.kind "
+            "ordinal says that they have one)."
+        )
     return METRICS.canonical(name)

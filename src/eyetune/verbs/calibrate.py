@@ -68,6 +68,7 @@ def command(
         raise ConfigError("two --data have the same NAME; each needs its own.")
     said = parse_maps(map or (), list(named))
     trained = load_run(run, **computing.loading())
+    refuse_task(trained)
     for name in named:
         check_name(trained, name, replace)
     columns = {
@@ -78,6 +79,7 @@ def command(
     }
     for name, (table, images) in named.items():
         manifest, meaning = open_dataset(trained, table, images, columns, name=name, said=said.get(name))
+        assert meaning is not None  # a run of classes
         if meaning.ours is not None:
             raise ConfigError(
                 f"--map {name}: it joins classes of the run. A calibration is of the run's own classes: map the labels "
@@ -134,6 +136,7 @@ def calibrate(
     from eyetune.metrics.calibration import fit_site
     from eyetune.train.leaks import Seen, digests, overlap, unnamed_patients
 
+    refuse_task(run)
     if tuple(manifest.classes) != run.classes:
         raise DataError(
             f"{manifest.source}: its classes are {', '.join(manifest.classes)}; the run's are {', '.join(run.classes)}."
@@ -157,6 +160,12 @@ def calibrate(
         found = found.model_copy(update={"warnings": (*doubts, *shared, *unnamed, *found.warnings)})
         run.folder.write_calibration(found, site)
     return found
+
+
+def refuse_task(run: Run) -> None:
+    """Raise ConfigError for a run that does not tell one class an image: nothing of it is calibrated."""
+    if run.reads != "classes":
+        raise ConfigError(f"{run.folder.path} learnt a {run.answer.kind} task; calibration is for one class an image.")
 
 
 def check_name(run: Run, site: str, replace: bool) -> None:

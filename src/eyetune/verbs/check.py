@@ -53,14 +53,16 @@ def model(*words: Words) -> int:
     Writes model.json and model-gradients.png.
     """
     from eyetune.checks.model import check_model
+    from eyetune.train.answers import answer_to
     from eyetune.verbs.finetune import model_card
 
     asked = _read(words, {"steps": 1})
     subject = _subject(asked.config)
+    answer = answer_to(asked.config.asked, subject.manifest.classes).learnt_from(subject.manifest.select("train"))
     report = check_model(
         subject,
         asked.out,
-        partial(model_card, asked.config, subject.manifest.classes),
+        partial(model_card, asked.config, answer),
         steps=asked.numbers.get("steps"),
         say=_say,
         start=_start("model"),
@@ -170,7 +172,7 @@ def _subject(config: Config) -> Subject:
     if Runtime(config.device, config.precision, config.seed).processes > 1:
         raise UserError("check looks at one process: run it without torchrun or accelerate launch.")
     check_settings(config)
-    manifest = split_configured(open_manifest(config.data), config.data, config.split_seed)
+    manifest = split_configured(open_manifest(config.data, kind=config.reads), config.data, config.split_seed)
     manifest.check_trainable()
     return Subject(config, manifest, partial(build_model, config, manifest.classes))
 

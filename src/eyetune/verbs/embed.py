@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from eyetune.data.cache import Cache
     from eyetune.data.config import DataConfig
     from eyetune.data.fundus import FundusSettings
+    from eyetune.data.record import Kind
     from eyetune.data.records import Manifest
     from eyetune.runtime import Runtime
 
-COLUMNS = ("image", "label", "patient", "eye", "split")
+COLUMNS = ("image", "patient", "eye", "split")
 
 
 def command(
@@ -64,7 +65,7 @@ def command(
     columns = {"image_column": image_column, "label_column": label_column}
     config = config.model_copy(update={name: column for name, column in columns.items() if column is not None})
     manifest = check_readable(
-        open_manifest(config, labels_required=False),
+        open_manifest(config, labels_required=False, kind="value" if found.reads == "value" else None),
         skip_unreadable or config.skip_unreadable,
         workers=computing.workers,
         cache=found.cache,
@@ -100,6 +101,7 @@ class _Source:
     fingerprint: str
     settings: FundusSettings
     config: DataConfig
+    reads: Kind
     runtime: Runtime
     cache: Cache | None
 
@@ -111,7 +113,8 @@ def _of_run(path: Path, computing: Computing) -> _Source:
     model = run.model
     # What training has changed has a fingerprint of its own.
     fingerprint = model.base_fingerprint() if run.strategy.frozen_backbone else model.backbone.fingerprint()
-    return _Source(model.backbone, fingerprint, run.settings, run.folder.read_config().data, run.runtime, run.cache)
+    config = run.folder.read_config()
+    return _Source(model.backbone, fingerprint, run.settings, config.data, config.reads, run.runtime, run.cache)
 
 
 def _of_config(path: Path, computing: Computing) -> _Source:
@@ -130,7 +133,7 @@ def _of_config(path: Path, computing: Computing) -> _Source:
     backbone = runtime.place(load_backbone(model.backbone, model.weights, pixels=model.pixels, pool=model.pool))
     settings = FundusSettings.of(config.data, backbone.preprocess)
     kept = None if computing.no_cache else Cache.of(config.data)
-    return _Source(backbone, backbone.fingerprint(), settings, config.data, runtime, kept)
+    return _Source(backbone, backbone.fingerprint(), settings, config.data, config.reads, runtime, kept)
 
 
 def _write(out: Path, features: Any, manifest: Manifest, found: _Source) -> None:
@@ -149,9 +152,11 @@ def _write(out: Path, features: Any, manifest: Manifest, found: _Source) -> None
     }
     with atomic(out.with_suffix(".csv")) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        image, *rest = COLUMNS
+        truth = ["label"] if manifest.kind == "classes" else manifest.truth_columns()
+        writer.writerow([image, *truth, *rest])
         for record in manifest:
-            label = "" if record.label is None else manifest.classes[record.label]
-            writer.writerow([record.name, label, record.patient or "", record.eye or "", record.split or ""])
+            known = [record.patient or "", record.eye or "", record.split or ""]
+            writer.writerow([record.name, *manifest.truth_cells(record), *known])
     with atomic(out) as temporary:
         save_file({"features": features}, str(temporary), metadata={"eyetune": json.dumps(said)})

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from eyetune.data.config import DataConfig
     from eyetune.data.records import Manifest
     from eyetune.metrics.labelmap import LabelMap
-    from eyetune.metrics.predictions import Predictions
     from eyetune.metrics.subgroups import Grouping
+    from eyetune.metrics.table import Table
     from eyetune.train.run import Run
 
 #: The run's own test split: what other datasets are held against when nobody says otherwise.
@@ -100,7 +100,7 @@ def command(
         calibration: A site's calibration for the probabilities of the datasets, of those that eyetune calibrate wrote:
             its NAME, or its file (default: the run's own).
         image_column: Column of the image names (default: as in training, or the usual names).
-        label_column: Column of the labels (default: likewise).
+        label_column: Column of the labels (default: likewise); of a run with several labels theirs, as in a,b.
         patient_column: Column of the patients (default: likewise).
         eye_column: Column of the eyes (default: likewise).
         skip_unreadable: Leave out images that cannot be read, and say which.
@@ -189,7 +189,6 @@ def evaluate(
     Raises DataError for labels without a meaning, a taken name, a column that no dataset has, or an image that cannot
     be read; ConfigError for a map that does not hold together; RunError when another process works on the run.
     """
-    from eyetune.metrics.predictions import Predictions
     from eyetune.metrics.subgroups import Grouping
     from eyetune.report.mistakes import remember
     from eyetune.report.page import refresh
@@ -204,7 +203,7 @@ def evaluate(
         raise ConfigError(f"maps: no dataset is called {unknown[0]!r}.{did_you_mean(unknown[0], datasets)}")
     groupings = [one if isinstance(one, Grouping) else Grouping.parse([one])[0] for one in by]
     found = {name: label_map(run, name, manifest, (maps or {}).get(name)) for name, manifest in datasets.items()}
-    labelled = {name: found[name].apply(manifest) for name, manifest in datasets.items()}
+    labelled = {name: in_our_terms(run, manifest, found[name]) for name, manifest in datasets.items()}
     traits = {name: traits_of(manifest, groupings) for name, manifest in labelled.items()}
     own = own_traits(run, groupings)
     refuse_unknown(groupings, {**traits, REFERENCE: own}, {**labelled})
@@ -213,17 +212,18 @@ def evaluate(
         seen = Seen.of_run(run.folder) if run.folder.main else Seen()
         tables, about = {}, {}
         for name, manifest in labelled.items():
-            about[name] = found[name].to_dict() | {
+            meant = found[name]
+            about[name] = {
                 "left_out": [{"why": why, "images": count} for why, count in manifest.left_out],
-                "warnings": warnings_of(run, manifest, found[name], seen)
-                + calibrated_on(manifest.records, site, run.cache),
-            }
-            table = predict(run, manifest, found[name], workers, batch_size)
+                "warnings": warnings_of(run, manifest, meant, seen) + calibrated_on(manifest.records, site, run.cache),
+            } | (meant.to_dict() if meant else {})
+            table = predict(run, manifest, meant, workers, batch_size)
             tables[name] = replace(table, traits=traits[name])
         if own:
-            table = Predictions.from_csv(run.folder.predictions_file(REFERENCE))
-            cells = {column: [by_image.get(image, "") for image in table.images] for column, by_image in own.items()}
-            tables[REFERENCE] = replace(table, traits=cells)
+            kept = run.folder.read_predictions(REFERENCE)
+            assert kept is not None  # else it had no traits
+            cells = {column: [by_image.get(image, "") for image in kept.images] for column, by_image in own.items()}
+            tables[REFERENCE] = replace(kept, traits=cells)
             about[REFERENCE] = kept_about(run, REFERENCE)
         content = add_scores(
             run.folder, tables, run.calibration, about=about, by=groupings, reference=reference, site=site
@@ -234,21 +234,34 @@ def evaluate(
         return content
 
 
-def predict(run: Run, manifest: Manifest, found: LabelMap, workers: Workers, batch_size: int) -> Predictions:
-    """The predictions on a dataset whose labels index the map's classes, in those classes."""
+def in_our_terms(run: Run, manifest: Manifest, found: LabelMap | None) -> Manifest:
+    """A dataset with its labels in the map's classes, or its several labels, or its number, under the run's names."""
+    if found is not None:
+        return found.apply(manifest)
+    if manifest.kind != run.reads:
+        raise DataError(f"{manifest.source} holds {manifest.kind}; {run.folder.path} learnt {run.reads}.")
+    return manifest.with_classes(run.classes)
+
+
+def predict(run: Run, manifest: Manifest, found: LabelMap | None, workers: Workers, batch_size: int) -> Table:
+    """The predictions on a dataset whose labels index the map's classes, in those classes; without a map, as it is."""
     import numpy as np
 
-    if found.ours is None:
-        return run.predictions(manifest, workers=workers, batch_size=batch_size)
+    if found is None or found.ours is None:
+        return run.table(manifest, workers=workers, batch_size=batch_size)
     bare = replace(manifest, records=tuple(replace(one, label=None) for one in manifest), classes=run.classes)
     table = found.merge(run.predictions(bare, workers=workers, batch_size=batch_size))
     return replace(table, targets=np.array([-1 if one.label is None else one.label for one in manifest]))
 
 
-def label_map(run: Run, name: str, manifest: Manifest, said: Any) -> LabelMap:
-    """What the labels of a dataset mean: as was said, or by their names where that leaves no doubt."""
+def label_map(run: Run, name: str, manifest: Manifest, said: Any) -> LabelMap | None:
+    """What the labels of a dataset mean: as was said, or by their names where that leaves no doubt; None for a run that
+    learnt several labels or a number."""
     from eyetune.metrics.labelmap import LabelMap, parse, unstated
 
+    if run.reads != "classes":
+        _refuse_map(run, name, said)
+        return None
     if isinstance(said, LabelMap):
         return said
     if said is not None:
@@ -258,7 +271,7 @@ def label_map(run: Run, name: str, manifest: Manifest, said: Any) -> LabelMap:
     return unstated(manifest, run.classes, name=name)
 
 
-def warnings_of(run: Run, manifest: Manifest, found: LabelMap, seen: Any) -> list[str]:
+def warnings_of(run: Run, manifest: Manifest, found: LabelMap | None, seen: Any) -> list[str]:
     """What a reader of the scores must not overlook: shared photographs and patients, labels taken as they are."""
     from eyetune.metrics.labelmap import remarks
     from eyetune.train.leaks import overlap, unnamed_patients
@@ -267,7 +280,8 @@ def warnings_of(run: Run, manifest: Manifest, found: LabelMap, seen: Any) -> lis
         return []
     left = [f"{count} images {why} and were not scored." for why, count in manifest.left_out if "label map" not in why]
     shared = overlap(manifest.records, seen, run.cache)
-    return [*remarks(found), *shared, *unnamed_patients([r.patient for r in manifest]), *left]
+    about_map = remarks(found) if found is not None else []
+    return [*about_map, *shared, *unnamed_patients([r.patient for r in manifest]), *left]
 
 
 def kept_about(run: Run, name: str) -> dict[str, Any]:
@@ -298,7 +312,8 @@ def own_traits(run: Run, groupings: Sequence[Grouping]) -> dict[str, dict[str, s
     if not groupings or not run.folder.predictions_file(REFERENCE).is_file():
         return {}
     try:
-        manifest = open_manifest(run.folder.read_config().data, labels_required=False)
+        config = run.folder.read_config()
+        manifest = open_manifest(config.data, labels_required=False, kind=config.reads)
     except UserError:
         return {}
     names = [record.name for record in manifest]
@@ -325,9 +340,19 @@ def open_dataset(
     *,
     name: str,
     said: Any = None,
-) -> tuple[Manifest, LabelMap]:
-    """A dataset with its labels as they stand, and what they mean for a run: see :func:`open_labelled`."""
-    return open_labelled(run.folder.read_config().data, run.classes, table, images, columns, name=name, said=said)
+) -> tuple[Manifest, LabelMap | None]:
+    """A dataset with its labels as they stand, and what they mean for a run: see :func:`open_labelled`; several labels,
+    or a number, need no map."""
+    from eyetune.data.records import open_manifest
+
+    trained = run.folder.read_config().data
+    if run.reads == "classes":
+        return open_labelled(trained, run.classes, table, images, columns, name=name, said=said)
+    _refuse_map(run, name, said)
+    config = _where(trained, table, images, columns)
+    if run.reads == "labels":
+        config = config.model_copy(update={"label_column": _label_columns(run, columns.get("label_column"), table)})
+    return open_manifest(config, kind=run.reads), None
 
 
 def open_labelled(
@@ -345,11 +370,22 @@ def open_labelled(
     A column that is not given is the one trained with, if the table has it. `said` is a label map as
     :func:`eyetune.metrics.labelmap.parse` takes it.
     """
-    from eyetune.data.config import DataConfig
     from eyetune.data.labels import AS_THEY_STAND
     from eyetune.data.records import open_manifest
-    from eyetune.data.tables import read_rows
     from eyetune.metrics.labelmap import parse, unstated
+
+    config = _where(trained, table, images, columns)
+    manifest = open_manifest(config, classes=AS_THEY_STAND)
+    if said is not None:
+        return manifest, parse(said, classes, f"--map {name}")
+    both = label_column(trained), label_column(config)
+    return manifest, unstated(manifest, classes, name=name, columns=both)
+
+
+def _where(trained: DataConfig, table: str, images: Path | None, columns: Mapping[str, str | None]) -> DataConfig:
+    """Another table with its columns; one that is not given is the one `trained` with, if the table has it."""
+    from eyetune.data.config import DataConfig
+    from eyetune.data.tables import read_rows
 
     here = read_rows(Path(table))[0] if Path(table).is_file() else []
     chosen = {}
@@ -357,12 +393,27 @@ def open_labelled(
         before = getattr(trained, field)
         chosen[field] = given if given is not None or before not in (*here, "none") else before
     # A split column of theirs says nothing here: all of it is outside the run.
-    config = DataConfig(table=table, images=images, split_column="none", **chosen)
-    manifest = open_manifest(config, classes=AS_THEY_STAND)
+    return DataConfig(table=table, images=images, split_column="none", **chosen)
+
+
+def _refuse_map(run: Run, name: str, said: Any) -> None:
     if said is not None:
-        return manifest, parse(said, classes, f"--map {name}")
-    both = label_column(trained), label_column(config)
-    return manifest, unstated(manifest, classes, name=name, columns=both)
+        what = "several labels" if run.reads == "labels" else "a number"
+        raise ConfigError(f"--map {name}: a map is for classes, and {run.folder.path} learnt {what}. Leave it out.")
+
+
+def _label_columns(run: Run, given: str | None, table: str) -> tuple[str, ...]:
+    """The columns of a run with several labels in another table: those it learnt, as far as they are there."""
+    from eyetune.data.tables import read_rows
+
+    here = read_rows(Path(table))[0] if Path(table).is_file() else []
+    wanted = [one.strip() for one in given.split(",")] if given else [one for one in run.classes if one in here]
+    if not wanted:
+        raise DataError(
+            f"{table} has no column of the labels that the run learnt, {', '.join(run.classes)}; call them so, or name "
+            "some with --label-column."
+        )
+    return tuple(wanted)
 
 
 def label_column(config: DataConfig) -> str | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from eyetune.data.loader import Loader
     from eyetune.data.records import Manifest
     from eyetune.runtime import Runtime
+    from eyetune.train.answers import Answer
     from eyetune.train.cost import Cost
     from eyetune.train.loop import FitResult
     from eyetune.train.run import Run
@@ -197,7 +198,7 @@ def prepare_data(config: Config, cache: Cache | None = None, *, splits: Path | N
 
     preprocess = find_spec(config.model.backbone).preprocess_at(config.model.pixels)
     manifest = check_readable(
-        open_manifest(config.data),
+        open_manifest(config.data, kind=config.reads),
         config.data.skip_unreadable,
         workers=config.workers,
         cache=cache,
@@ -214,22 +215,28 @@ def prepare_data(config: Config, cache: Cache | None = None, *, splits: Path | N
 def build_model(config: Config, classes: tuple[str, ...]) -> tuple[Classifier, Strategy]:
     """The backbone with its weights and a new head, adapted as configured; on the CPU.
 
+    Args:
+        config: the configuration.
+        classes: the manifest's: classes, labels, or the name of the number.
+
     Raises WeightsError when the weights do not arrive whole, ConfigError when the strategy does not fit the network.
     """
     from eyetune.adapt.classifier import Classifier
     from eyetune.backbones import load_backbone
     from eyetune.runtime import seed_everything
+    from eyetune.train.answers import answer_to
 
+    answer = answer_to(config.asked, classes)
     seed_everything(config.seed)  # the head's first weights, and the backbone's when they are "random"
     backbone = load_backbone(
         config.model.backbone, config.model.weights, pixels=config.model.pixels, pool=config.model.pool
     )
-    model = Classifier(backbone, len(classes), config.model.dropout)
+    model = Classifier(backbone, answer.outputs, config.model.dropout, shared=answer.shared)
     strategy = config.adapt.build()
     return strategy.apply(model), strategy
 
 
-def model_card(config: Config, classes: tuple[str, ...], model: Classifier) -> ModelCard:
+def model_card(config: Config, answer: Answer, model: Classifier) -> ModelCard:
     """All it takes to rebuild the model of a configuration around its checkpoint."""
     from eyetune.data.fundus import FundusSettings
     from eyetune.train.rundir import ModelCard
@@ -244,7 +251,8 @@ def model_card(config: Config, classes: tuple[str, ...], model: Classifier) -> M
         fingerprint=model.base_fingerprint(),
         preprocess=backbone.preprocess.to_dict(),
         fundus=FundusSettings.of(config.data, backbone.preprocess).to_dict(),
-        classes=classes,
+        classes=answer.names,
+        task=answer.card(),
         adapt=config.adapt.model_dump(mode="json"),
         seed=config.seed,
     )
@@ -285,35 +293,36 @@ class _Job:
 
     def train(self, *, resumed: bool) -> Run:
         """Train, then score `val` and `test` with the best epoch."""
+        from eyetune.train.answers import read_answer
         from eyetune.train.loop import fit
         from eyetune.train.run import Run, rebuild
-        from eyetune.train.task import ClassificationTask
+        from eyetune.train.task import SupervisedTask
 
         config = self.config
-        card = model_card(config, self.manifest.classes, self.model)
+        task = SupervisedTask.of(self.manifest.select("train"), config.train, config.asked)
         self.cost.training_begins()
         fitted = fit(
             self.model,
             self.strategy,
-            ClassificationTask.of(self.manifest.select("train"), config.train),
+            task,
             self.loader("train", training=True),
             self.loader("val", training=False) if "val" in self.manifest.splits else None,
             run=self.folder,
             runtime=self.runtime,
             train=config.train,
             lr=config.learning_rate,
-            card=card,
+            card=model_card(config, task.answer, self.model),
             resume=resumed,
             features_once=self.once,
             settings=config.model_dump(mode="json"),
         )
         self.cost.training_ends(fitted, self.model, len(self.manifest.select("train")))
-        card = card.at(fitted.best_epoch, fitted.metric, fitted.best_value)
         model, strategy = self.model, self.strategy
         if config.train.fsdp:  # to predict, it fits whole, and nothing of it has to wait for other processes
             model, strategy = rebuild(self.folder.load_best(fitted.best_epoch), self.folder.path)
             self.runtime.place(model)
-        run = Run(self.folder, model, strategy, card, self.runtime, cache=self.cache)
+        model.reading = read_answer(fitted.card.task, fitted.card.classes).evidence
+        run = Run(self.folder, model, strategy, fitted.card, self.runtime, cache=self.cache)
         try:
             self.score(run, fitted)
         except KeyboardInterrupt as interrupt:
@@ -333,14 +342,15 @@ class _Job:
 
         size = self.config.train.batch_size
         run.novelty = None  # whatever an earlier training left
-        if "val" in self.manifest.splits:
+        classes = run.answer.task == "classification"  # of nothing else is anything calibrated
+        if classes and "val" in self.manifest.splits:
             run.fit_novelty(self.manifest.select("train"), workers=self.config.workers, batch_size=size)
         tables = {
-            name: run.predictions(self.manifest.select(name), workers=self.config.workers, batch_size=size)
+            name: run.table(self.manifest.select(name), workers=self.config.workers, batch_size=size)
             for name in OWN
             if name in self.manifest.splits
         }
-        run.calibration = calibrate(run, tables.get("val"))
+        run.calibration = calibrate(run, tables.get("val")) if classes else None
         about = {name: {"warnings": self.warnings(name)} for name in tables}
         content = add_scores(self.folder, tables, run.calibration, about=about)
         if not self.folder.main:

@@ -93,7 +93,7 @@ def read_sheet(config: DataConfig, name: str) -> Sheet:
     path = Path(config.table)
     if config.table.startswith("hf:") or path.is_dir():
         found = open_manifest(config, labels_required=False)
-        label = "folders" if path.is_dir() else (config.label_column or "label")
+        label = "folders" if path.is_dir() else str(config.label_column or "label")
         return _of_manifest(found, config.table, name, label if found.classes else None)
     names, rows = read_rows(path)
     wanted = {part: getattr(config, f"{part}_column") for part in ("image", "label", "patient", "eye", "split")}
