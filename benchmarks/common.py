@@ -53,7 +53,15 @@ def _measured(function: Callable[..., dict[str, float]], arguments: tuple[Any, .
     result = function(*arguments)
     if torch.cuda.is_available():
         return result | {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
-    return result | {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    return result | {"peak_gib": own_peak() / 2**30}
+
+
+def own_peak() -> int:
+    """Most bytes this process itself held. On Linux from /proc: `ru_maxrss` of a child begins at its parent's peak."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) for line in status.open() if line.startswith("VmHWM")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: in bytes, of this process
 
 
 def matrix_peak(size: int = 8192) -> float:

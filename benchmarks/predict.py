@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from common import in_process, machine, markdown
+from common import in_process, machine, markdown, own_peak
 
 DISTINCT = 50
 
@@ -72,10 +72,7 @@ def measured(run: str, folder: str, given: str, rows: str, options: list[str]) -
     code = main(["predict", run, given if given == "-" else folder, *words])
     with open(rows, "rb") as stream:
         lines = sum(1 for _ in stream) - 1
-    # This process's own: getrusage would count what its parent had when it was started.
-    status = dict(line.split(":\t") for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-    peak = int(status["VmHWM"].split()[0]) / 1024
-    return {"code": code, "rows": lines, "seconds": time.process_time() - start, "peak_mib": peak}
+    return {"code": code, "rows": lines, "seconds": time.process_time() - start, "peak_mib": own_peak() / 2**20}
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from eyetune.cli import main
 from eyetune.data.loader import make_loader
 from eyetune.data.phantom import write_cohort
 from eyetune.errors import RunError
+from eyetune.train.rundir import RunDir
 
 STRATEGIES = (
     "linear",
@@ -172,6 +173,19 @@ def test_a_finished_run_is_only_scored_again(run: et.Run, capsys: pytest.Capture
     assert main(["finetune", "--resume", str(run.folder.path)]) == 0
     assert run.folder.calibration_file().read_text() == calibrated
     assert (run.folder.best / "model.safetensors").read_bytes() == weights
+
+
+def test_stopped_before_training_the_data_is_described_all_the_same(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the files that are written before training must not leave a run that counts as begun."""
+    settings = et.Config.parse(config(cohort, tmp_path / "run", "linear", epochs=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "update_data", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            et.finetune(settings)
+    assert main(["finetune", "--resume", str(tmp_path / "run")]) == 0
+    assert et.load_run(tmp_path / "run").folder.read_data()["rows"] == 48
 
 
 def test_linear_features_are_computed_once(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,7 @@ def test_every_layout_gives_the_same_numbers(layout: str, norm: bool, base: nn.M
     assert report["unexplained"] == report["missing"] == []
     assert len(report["loaded"]) == len(model.state_dict())
     assert report["assumed"][0].startswith("the file does not say its network: nano assumed")
+    assert "photographs cropped" in report["assumed"][-1]
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

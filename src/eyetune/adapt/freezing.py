@@ -95,7 +95,7 @@ class GradualConfig(StrategyConfig):
 
 @STRATEGIES.register("full")
 class FullConfig(StrategyConfig):
-    """Train everything, lower layers at lower rates: the most accurate when there is enough data."""
+    """Train everything, lower layers at lower rates: what asks for most data and memory."""
 
     kind: Literal["full"] = "full"
     """Strategy: every layer, lower layers at lower rates."""

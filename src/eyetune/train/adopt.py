@@ -78,6 +78,10 @@ def adopt(
         adapt = {"kind": "lora", "r": rank, "alpha": known, "dropout": 0.0, "targets": list(older.adapters)}
     elif alpha is not None:
         raise ConfigError(f"--alpha: {path} holds no LoRA adapters.")
+    if fit is None and crop:
+        assumed.append(
+            "photographs cropped to their field and fitted as its network wants (--no-crop, --fit say otherwise)"
+        )
     config = Config.parse(
         {
             "model": {

@@ -283,8 +283,10 @@ class _Job:
         self.folder.write_load_report(report.to_dict() if report else {"weights": "random", "loaded": {}})
         if not self.runtime.is_main:
             return
-        write_splits(self.manifest, self.folder.splits_file)
         self.folder.update_data(**summary(self.manifest))
+        write_splits(
+            self.manifest, self.folder.splits_file
+        )  # last: a run that has it is begun, and not described again
         for note in self.manifest.notes:
             print(note)
         print(f"backbone: {self.config.model.backbone}, {report.summary() if report else 'untrained weights'}")
