@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,25 @@ def test_what_does_not_go_together_is_said_at_once(changes: dict[str, Any], word
     with pytest.raises(ConfigError) as caught:
         et.Config.parse(content, check_files=False)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("name", ["labels", "number"])
+def test_check_data_counts_as_unknown_only_what_is(name: str, cohort: Path, tmp_path: Path) -> None:
+    from eyetune.checks.data import splits
+    from eyetune.data.records import open_manifest
+    from eyetune.data.splits import split
+    from eyetune.findings import Status
+
+    asked = config(cohort, tmp_path / "run", name)
+    manifest = split(open_manifest(asked.data, kind=asked.reads), 0.2, 0.2, 0)
+    said = splits(manifest)
+    assert said.status is not Status.FAIL
+    assert "no label" not in said.why
+    first = next(place for place, record in enumerate(manifest) if record.split == "train")
+    bare = [replace(one, values=(None,) * len(one.values)) if n == first else one for n, one in enumerate(manifest)]
+    lacking = splits(manifest.with_records(bare))
+    assert lacking.status is Status.FAIL
+    assert "1 of " in lacking.why
 
 
 def test_regression_heads_need_validation(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

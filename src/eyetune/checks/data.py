@@ -158,7 +158,7 @@ def splits(manifest: Manifest) -> Finding:
     remarks, advice = [], []
     for name in manifest.splits:
         part = manifest.select(name)
-        unknown = sum(label is None for label in part.labels)
+        unknown = sum(all(one is None for one in record.truth) for record in part)
         absent = [one for one, count in zip(manifest.classes, counts[name], strict=True) if not count]
         if unknown:
             remarks.append(f"{unknown} of {len(part)} {name} images have no label")
