@@ -154,7 +154,8 @@ def _good(facts: Facts, name: str) -> Iterator[str]:
     if sensitivity.value is not None and specificity.value is not None:
         yield (
             f"Of the eyes with referable retinopathy (grade 2 or worse) it found {with_interval(sensitivity, True)}; "
-            f"of those without, it spared {with_interval(specificity, True)}."
+            f"of those without, it spared {with_interval(specificity, True)}. It is said to find an eye where the "
+            "probabilities of the grades from 2 on add up to a half, whichever single grade it answered."
         )
 
 
