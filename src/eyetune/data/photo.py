@@ -6,11 +6,14 @@ A file from outside is refused by its head where it can be, before memory is spe
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import mmap
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,26 +68,39 @@ def read_image(path: Path, *, short_side: int | None = None, bits: int | None = 
     Raises DataError, naming the file: missing, empty, not an image, truncated, damaged, several pictures in one file,
     over MAX_PIXELS; DICOM without the extra `dicom`.
     """
-    try:
-        with _open_file(path) as stream:
-            if _is_dicom(path, stream):
-                from eyetune.data.dicom import read_dicom
+    with _said_of(path), _open_file(path) as stream:
+        if _is_dicom(path, stream):
+            from eyetune.data.dicom import read_dicom
 
-                return read_dicom(path, MAX_PIXELS)
-            return _decode(stream, short_side, bits)
+            return read_dicom(path, MAX_PIXELS)
+        return _decode(stream, os.fstat(stream.fileno()).st_size, short_side, bits)
+
+
+def decode_image(data: bytes, where: str) -> Photo:
+    """As :func:`read_image`, of the bytes of a file that is none (no DICOM); `where` stands in its messages."""
+    with _said_of(where):
+        return _decode(io.BytesIO(data), len(data), None, None)
+
+
+@contextlib.contextmanager
+def _said_of(source: Path | str) -> Iterator[None]:
+    """Turn whatever decoding raises into a DataError that names the file, or where the bytes were."""
+    try:
+        yield
     except UnidentifiedImageError:
-        raise DataError(f"{path}: {_not_an_image(path)}.") from None
+        said = _not_an_image(source) if isinstance(source, Path) else "not an image EyeTune reads, or damaged"
+        raise DataError(f"{source}: {said}.") from None
     except Image.DecompressionBombError:
-        raise DataError(f"{path}: more than {MAX_PIXELS // 1_000_000} million pixels; save it smaller.") from None
+        raise DataError(f"{source}: more than {MAX_PIXELS // 1_000_000} million pixels; save it smaller.") from None
     except _Refused as refused:
-        raise DataError(f"{path}: {refused}.") from None
+        raise DataError(f"{source}: {refused}.") from None
     except MissingExtra as missing:  # of one file among many that may be read
         raise DataError(str(missing)) from None
     except DataError:
         raise
     # Pillow's decoders raise many types on damaged bytes (OSError, SyntaxError, ValueError, struct.error, …).
     except Exception as error:
-        raise DataError(f"{path}: damaged or cut short ({error}).") from error
+        raise DataError(f"{source}: damaged or cut short ({error}).") from error
 
 
 @dataclass(frozen=True)
@@ -164,7 +180,8 @@ def _not_an_image(path: Path) -> str:
     return f"not an image EyeTune reads ({', '.join(FORMATS)}, DICOM), or damaged at its beginning"
 
 
-def _decode(stream: BinaryIO, short_side: int | None, bits: int | None) -> Photo:
+def _decode(stream: BinaryIO, size: int, short_side: int | None, bits: int | None) -> Photo:
+    """The picture in a stream of `size` bytes."""
     with Image.open(stream, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -172,7 +189,7 @@ def _decode(stream: BinaryIO, short_side: int | None, bits: int | None) -> Photo
         # (Some cameras' JPEGs are multi-picture files, which Pillow calls MPO: the first is the photograph.)
         is_jpeg = image.format in ("JPEG", "MPO")
         if is_jpeg:
-            _check_jpeg(image, stream)
+            _check_jpeg(image, stream, size)
         else:
             _check_alone(image)
         if image.format == "TIFF":
@@ -185,10 +202,9 @@ def _decode(stream: BinaryIO, short_side: int | None, bits: int | None) -> Photo
         return _to_rgb(image, bits)
 
 
-def _check_jpeg(image: Image.Image, stream: BinaryIO) -> None:
+def _check_jpeg(image: Image.Image, stream: BinaryIO, size: int) -> None:
     """Refuse a JPEG without its pixels, for which the decoder makes up gray ones, and one that would take minutes."""
     pixels = image.size[0] * image.size[1]
-    size = os.fstat(stream.fileno()).st_size
     if size < _LEAST_BYTES * pixels:
         raise _Refused(f"damaged or cut short ({size} bytes cannot hold {image.size[0]}x{image.size[1]} pixels)")
     if image.info.get("progressive") and _count(stream, b"\xff\xda") * pixels > _MOST_PASSES:
@@ -197,6 +213,8 @@ def _check_jpeg(image: Image.Image, stream: BinaryIO) -> None:
 
 def _count(stream: BinaryIO, mark: bytes) -> int:
     """How often `mark` stands in a file; coded pixels never look like a marker."""
+    if isinstance(stream, io.BytesIO):
+        return stream.getvalue().count(mark)
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         number, at = 0, content.find(mark)
         while at >= 0:
