@@ -175,18 +175,33 @@ def share_entries(
     values = statistic(np.ones(len(clusters.of_image), dtype=np.int64))
     drawn = np.array([statistic(counts) for counts in clusters.draws(resamples, seed)])
     drawn = drawn.reshape(resamples, len(values))
-    entries = []
-    for column, value in enumerate(values.tolist()):
-        defined = drawn[~np.isnan(drawn[:, column]), column]
-        if math.isnan(value) or not len(defined) or len(defined) < FEWEST_DEFINED * resamples:
-            entries.append({"value": None if math.isnan(value) else value, "ci": [None, None]})
-            continue
-        inside, scatter = whole[:, column], float(defined.var())
-        observed = len(np.unique(clusters.of_image[inside]))
-        if scatter > 0 and 0 < value < 1:
-            observed = min(max(value * (1 - value) / scatter, 1.0), int(inside.sum()))
-        entries.append({"value": value, "ci": wilson(value, observed)})
-    return entries
+    return [
+        share_entry(drawn[:, column], value, int(whole[:, column].sum()), _units(clusters, whole[:, column]))
+        for column, value in enumerate(values.tolist())
+    ]
+
+
+def _units(clusters: Clusters, rows: NDArray[np.bool_]) -> int:
+    return len(np.unique(clusters.of_image[rows]))
+
+
+def share_entry(drawn: Floats, value: float, images: int, units: int) -> dict[str, Any]:
+    """A share and its 95% interval, as :func:`share_entries` has them.
+
+    Args:
+        drawn: float64[R]: the share in each resample, NaN where there was none.
+        value: the share itself; NaN of nothing.
+        images: how many it is a share of.
+        units: how many clusters these make.
+    """
+    defined = drawn[~np.isnan(drawn)]
+    if math.isnan(value) or not len(defined) or len(defined) < FEWEST_DEFINED * len(drawn):
+        return {"value": None if math.isnan(value) else value, "ci": [None, None]}
+    scatter = float(defined.var())
+    observed: float = units
+    if scatter > 0 and 0 < value < 1:
+        observed = min(max(value * (1 - value) / scatter, 1.0), images)
+    return {"value": value, "ci": wilson(value, observed)}
 
 
 def wilson(share: float, n: float) -> list[float]:
