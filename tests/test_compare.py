@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from eyetune.comparison import results
 from eyetune.comparison.words import heading, sentences
 from eyetune.data.phantom import write_cohort
 from eyetune.metrics import plots
+from eyetune.metrics.predictions import read_table
 from eyetune.report import page
 from eyetune.train import results as run_results
 from eyetune.train.task import SupervisedTask
@@ -170,6 +172,58 @@ def test_the_pairs_are_tested(compared: Path) -> None:
         assert pair["p_holm"] == pair["p"]
         assert test["unit"] == "patient"
     assert found["sentences"]
+
+
+TASKS = {
+    "labels": (
+        ["--data.label_column", "[disease, referable]", "--train.metric", "f1_macro"],
+        "multilabel",
+        ["f1_macro", "auroc_macro"],
+    ),
+    "number": (["--data.label_column", "vcdr", "--task.kind", "regression"], "regression", ["mae", "ccc"]),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_labels_and_numbers_are_compared_too(
+    name: str, configuration: Path, few_resamples: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, task, tested = TASKS[name]
+    rows = (configuration.parent / "eyes" / "labels.csv").read_text(encoding="utf-8").splitlines()
+    place = rows[0].split(",").index("dr_grade")
+    table = configuration.parent / "eyes" / "more.csv"
+    grades = [int(row.split(",")[place]) for row in rows[1:]]
+    cells = [f"{int(grade > 0)},{int(grade > 1)}" for grade in grades]
+    lines = zip(rows, ["disease,referable", "1,", *cells[1:]], strict=True)  # one is not known
+    table.write_text("".join(f"{cell},{row}\n" for row, cell in lines), encoding="utf-8")
+    words = ["--strategies", "slow=linear,fast=linear", "--fast.train.lr", "0.3", "--train.epochs", "1", *asked]
+    words += ["--data.table", str(table), "--data.test", "0.5", "--data", f"elsewhere={table}"]
+    assert run(configuration, tmp_path / "out", *words, "--map", "elsewhere=as-is") == 2
+    assert "a map is for classes" in capsys.readouterr().err
+    assert run(configuration, tmp_path / "out", *words) == 0
+    found = content(tmp_path / "out")
+    assert (found["task"], found["datasets"]) == (task, ["val", "test", "elsewhere"])
+    assert [test["metric"] for test in found["tests"]] == tested
+    assert found["primary"]["higher_is_better"] == (name == "labels")
+    assert not {"bias", "loa_low", "loa_high"} & set(found["metrics"]), "they say how results are, not how good"
+    for test in found["tests"]:
+        (pair,) = test["pairs"]
+        means = [arm["scores"]["test"][test["metric"]]["value"] for arm in found["arms"]]
+        assert pair["difference"] == pytest.approx(means[0] - means[1], abs=1e-12)
+        assert 0 < pair["p"] <= 1
+    for arm in found["arms"]:
+        scores = json.loads((tmp_path / "out" / arm["cells"][0] / "metrics.json").read_text())["datasets"]
+        for metric in found["metrics"]:
+            entry = arm["scores"]["elsewhere"][metric]
+            assert entry["value"] == pytest.approx(scores["elsewhere"]["metrics"][metric]["value"], abs=1e-12)
+            assert entry["ci"][0] <= entry["ci"][1]
+    inside, outside = (
+        read_table(tmp_path / "out" / arm["cells"][0] / f"predictions/{n}.csv") for n in ("test", "elsewhere")
+    )
+    where = {image: row for row, image in enumerate(outside.images)}
+    assert all(inside.truth(row) == outside.truth(where[image]) for row, image in enumerate(inside.images))
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert found["sentences"][0] in unescape((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
 
 
 def test_a_failing_run_is_a_row_and_the_rest_is_kept(

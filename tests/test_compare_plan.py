@@ -132,7 +132,6 @@ def test_an_equal_budget_is_equal(table: Path) -> None:
         (["--strategies", "lora", "--data", "elsewhere"], "--data elsewhere=other.csv"),
         (["--strategies", "lora", "--data", "a=a.csv", "--data", "a=b.csv"], "two of them are for a"),
         (["--strategies", "lora", "--data", "there=a.csv", "--map", "their=any-dr"], "Did you mean 'there'"),
-        (["--strategies", "lora", "--task.kind", "regression"], "task.kind"),
         (["--strategies"], "needs a value"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

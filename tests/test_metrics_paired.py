@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eyetune.metrics.intervals import Clusters, bias_corrected
+from eyetune.metrics.labels import LabelOutcomes
 from eyetune.metrics.metric import of_task
 from eyetune.metrics.outcomes import Counted, Outcomes
 from eyetune.metrics.paired import (
@@ -25,6 +26,7 @@ from eyetune.metrics.paired import (
     resampled_means,
 )
 from eyetune.metrics.scores import METRICS, Undefined
+from eyetune.metrics.values import ValueOutcomes
 
 QWK = METRICS.get("qwk")
 
@@ -149,6 +151,10 @@ def test_one_patient_alone_says_nothing_of_others() -> None:
     truth = np.array([True, True, False, False])
     found = areas(truth[None], np.array([[0.9, 0.2, 0.3, 0.1]]), np.array([0, 0, 1, 2]))
     assert math.isnan(found.covariance[0, 0])
+    assert math.isnan(found.combined(np.array([1.0]))[1])
+    model = Outcomes(truth.astype(np.int64), np.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3], [0.9, 0.1]]))
+    told = delong([model], [model], "auroc_macro", Clusters.of(["a", "a", "b", "c"], model.targets))
+    assert (told.p, told.reason) == (None, "the positives, or the negatives, are all of one patient")
     with pytest.raises(Undefined):
         areas(np.array([[True, True]]), np.array([[0.1, 0.2]]))
 
@@ -157,7 +163,8 @@ def test_the_mean_over_classes_is_the_metric() -> None:
     rng = np.random.default_rng(1)
     for classes, metric in ((2, "auroc_macro"), (5, "auroc_macro"), (5, "referable_auroc")):
         model = outcomes(rng, rng.integers(0, classes, 80), classes, 1.0)
-        found = areas(*area_columns(model, metric))
+        columns = area_columns(model, metric)
+        found = areas(columns.positive, columns.scores)
         assert found.values.mean() == pytest.approx(METRICS.get(metric)(model), abs=1e-12)
 
 
@@ -171,6 +178,42 @@ def test_delong_of_classes_and_seeds_is_the_bootstraps() -> None:
     found = delong(first, second, "auroc_macro", clusters)
     assert found.ci is not None
     drawn = resampled_means({"a": first, "b": second}, clusters, METRICS.get("auroc_macro"), resamples=300)
+    spread = float(np.std(drawn["a"] - drawn["b"]))
+    assert (found.ci[1] - found.ci[0]) / 2 / 1.96 == pytest.approx(spread, rel=0.15)
+
+
+def labels(rng: np.random.Generator, targets: NDArray[np.int64], skill: float) -> LabelOutcomes:
+    """What a model of this skill says of labels, some of them not known."""
+    logits = np.round(rng.normal(size=targets.shape) + skill * (targets == 1), 1)
+    return LabelOutcomes(targets, 1 / (1 + np.exp(-logits)))
+
+
+def test_areas_of_labels_leave_out_what_is_not_known() -> None:
+    """Each label alone, on the images where it is known, is DeLong's of two classes; the mean is the metric."""
+    rng = np.random.default_rng(21)
+    targets = rng.integers(-1, 2, (60, 3))
+    targets[:, 2] = np.where(targets[:, 2] == 1, 0, targets[:, 2])  # a label nobody has is no curve
+    model = labels(rng, targets, 1.0)
+    clusters = by_patient(rng, 60, 25, np.zeros(60, dtype=np.int64))
+    columns = area_columns(model, "auroc_macro")
+    found = areas(columns.positive, columns.scores, clusters.of_image, columns.known)
+    assert found.values.mean() == pytest.approx(METRICS.get("auroc_macro")(model), abs=1e-12)
+    assert len(found.values) == 2
+    for k in range(2):
+        known = targets[:, k] >= 0
+        truth, scores = (targets[known, k] == 1).tolist(), model.probabilities[known, k].tolist()
+        patients = clusters.of_image[known].tolist()
+        assert found.covariance[k, k] == pytest.approx(slow_obuchowski(truth, scores, patients), abs=1e-12)
+
+
+def test_delong_of_labels_is_the_bootstraps() -> None:
+    rng = np.random.default_rng(22)
+    targets = rng.integers(-1, 2, (500, 2))
+    clusters = by_patient(rng, 500, 180, np.zeros(500, dtype=np.int64))
+    first, second = labels(rng, targets, 1.0), labels(rng, targets, 0.8)
+    found = delong([first], [second], "auroc_macro", clusters)
+    assert found.ci is not None
+    drawn = resampled_means({"a": [first], "b": [second]}, clusters, METRICS.get("auroc_macro"), resamples=300)
     spread = float(np.std(drawn["a"] - drawn["b"]))
     assert (found.ci[1] - found.ci[0]) / 2 / 1.96 == pytest.approx(spread, rel=0.15)
 
@@ -214,6 +257,29 @@ def test_few_patients_are_exchanged_in_every_way(metric: str) -> None:
     found = permutation(first, second, METRICS.get(metric), clusters)
     assert found.exact
     assert found.p == pytest.approx(slow_permutation(first, second, clusters, metric), abs=1e-12)
+
+
+@pytest.mark.parametrize("task", ["numbers", "labels"])
+def test_patients_are_exchanged_whatever_the_task(task: str) -> None:
+    rng = np.random.default_rng(23)
+    patients = ["a", "a", "b", "b", "c", "d", "d", "e", None]
+    clusters = Clusters.of(patients, np.zeros(9, dtype=np.int64))
+    if task == "numbers":
+        name, truth = "mae", rng.normal(size=9)
+        first, second = (ValueOutcomes(truth, truth + rng.normal(size=9) * spread) for spread in (0.5, 2.0))
+    else:
+        name, targets = "hamming_loss", rng.integers(-1, 2, (9, 2))
+        first, second = (labels(rng, targets, skill) for skill in (2.0, -1.0))
+    metric = METRICS.get(name)
+    found = permutation([first], [second], metric, clusters)
+    each = [
+        metric(first.where(rows, second)) - metric(second.where(rows, first))
+        for signs in itertools.product((False, True), repeat=6)
+        if (rows := np.array(signs)[clusters.of_image]) is not None
+    ]
+    assert found.exact
+    assert found.difference == metric(first) - metric(second)
+    assert found.p == sum(abs(one) >= abs(found.difference) - 1e-12 for one in each) / 64
 
 
 def test_many_patients_are_exchanged_at_random() -> None:

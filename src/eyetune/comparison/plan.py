@@ -343,7 +343,7 @@ class _Request:
             inner = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
             merged = override(merged, inner)
         base = Config.parse(merged, source=self.source)
-        _check_budget(base, settings, self.budget)
+        _check_budget(settings, self.budget)
         changes: dict[str, Any] = {"data.split_seed": base.split_seed, "seed": seed}
         if self.budget == "epochs" and "max_epochs" in type(base.adapt).model_fields:
             changes["adapt.max_epochs"] = base.train.epochs
@@ -352,9 +352,8 @@ class _Request:
         return Cell(name, arm, seed, Config.parse(override(merged, changes), source=self.source))
 
 
-def _check_budget(base: Config, settings: Mapping[str, Any], budget: Budget) -> None:
-    """Raise ConfigError where a strategy's own number of epochs contradicts an equal budget, and for tasks whose
-    scores cannot be tested in pairs yet."""
+def _check_budget(settings: Mapping[str, Any], budget: Budget) -> None:
+    """Raise ConfigError where a strategy's own number of epochs contradicts an equal budget."""
     own = [
         f"{section}.{key}"
         for section, key in (("train", "epochs"), ("adapt", "max_epochs"))
@@ -364,8 +363,6 @@ def _check_budget(base: Config, settings: Mapping[str, Any], budget: Budget) -> 
         raise ConfigError(
             f"{own[0]}: with --budget epochs all may train as long. Give --train.epochs for all, or --budget own."
         )
-    if base.reads != "classes":
-        raise ConfigError(f"task.kind: compare tests classes and grades, not {base.asked.kind}.")
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,8 @@ The content of `comparison.json`::
     external         {name: "TABLE[:IMAGES]"}
     maps             {name: label map as it was given}
     joined           {name: [class, …]}   external datasets for which classes of the runs were joined, and to which
-    classes          [name, …]
+    task             "classification", "multilabel" or "regression"
+    classes          [name, …]   of labels theirs, of a number its name
     primary          {"metric", "higher_is_better", "dataset": "test", "why"}   decided before training
     metrics          ["qwk", …]   the ones under scores
     arms             [{"name", "strategy", "kind", "backbone", "weights",
@@ -54,11 +55,10 @@ from eyetune.comparison.plan import Arm, Plan
 from eyetune.comparison.words import listed, sentences
 from eyetune.errors import RunError
 from eyetune.metrics.intervals import Clusters, bias_corrected
-from eyetune.metrics.outcomes import Outcomes
-from eyetune.metrics.paired import AREA_METRICS, Compared, delong, holm, permutation, resampled_means
-from eyetune.metrics.predictions import Predictions
-from eyetune.metrics.scores import METRICS, Undefined, is_graded_dr, primary_metric
-from eyetune.train.results import OWN, headline_metrics
+from eyetune.metrics.paired import AREA_METRICS, Answers, Compared, delong, holm, permutation, resampled_means
+from eyetune.metrics.scores import METRICS, Undefined, is_graded_dr, sample
+from eyetune.metrics.table import Table
+from eyetune.train.results import OWN, headline
 from eyetune.train.rundir import RunDir
 
 SCHEMA = 1
@@ -84,6 +84,7 @@ def started(plan: Plan, cells: Sequence[Mapping[str, Any]], status: str, command
         "external": plan.datasets,
         "maps": plan.maps,
         "joined": {},
+        "task": None,
         "classes": [],
         "primary": None,
         "metrics": [],
@@ -108,11 +109,11 @@ def finished(plan: Plan, cells: Sequence[Mapping[str, Any]], command: str) -> di
     content = started(plan, cells, "failed" if failed else "finished", command)
     tables = _Tables(plan, done)
     first = tables.folders[done[0]["name"]]
-    metrics = _metrics(tables.classes, first)
-    content["datasets"], content["classes"] = tables.datasets, list(tables.classes)
-    content["metrics"] = list(metrics)
-    content["split"] |= _split_sizes(first)
     described = first.read_metrics()["datasets"]
+    metrics = _metrics(described[tables.datasets[0]], first)
+    content["datasets"], content["classes"] = tables.datasets, list(tables.names)
+    content["task"], content["metrics"] = tables.task, list(metrics)
+    content["split"] |= _split_sizes(first)
     content["joined"] = {name: one["classes"] for name, one in described.items() if one.get("merged")}
     content["primary"] = {
         "metric": metrics[0],
@@ -125,8 +126,7 @@ def finished(plan: Plan, cells: Sequence[Mapping[str, Any]], command: str) -> di
     drifts = {cell["name"]: cell.get("drift") for cell in done}
     content["arms"] = [_arm(plan, arm, tables, scores, drifts) for arm in arms]
     if REFERENCE in tables.datasets and len(arms) > 1:
-        second = "referable_auroc" if "referable_auroc" in metrics else "auroc_macro"
-        for metric in dict.fromkeys([metrics[0], second]):
+        for metric in dict.fromkeys([metrics[0], _second(metrics)]):
             content["tests"].append(_test(tables, arms, metric, primary=metric == metrics[0]))
         content["sentences"] = sentences(content["tests"][0])
     content["warnings"] = _warnings(plan, tables, failed, done, content["joined"])
@@ -141,6 +141,8 @@ class _Tables:
     """The predictions of all finished cells, on images that are the same for all.
 
     Attributes:
+        task: what all learnt, as in metrics.json.
+        names: of the classes, of the labels, or of the number.
         arms: arm -> seed -> cell name.
         outcomes: dataset -> cell name -> the labelled images.
         clusters: dataset -> the patients of these images.
@@ -153,36 +155,36 @@ class _Tables:
         for cell in plan.cells:
             if cell.name in names:
                 self.arms.setdefault(cell.arm, {})[cell.seed] = cell.name
-        self.outcomes: dict[str, dict[str, Outcomes]] = {}
+        self.outcomes: dict[str, dict[str, Answers]] = {}
         self.clusters: dict[str, Clusters] = {}
-        self.classes: tuple[str, ...] = ()
+        self.task = ""
+        self.names: tuple[str, ...] = ()
         for dataset in (*OWN, *plan.datasets):
             self._read(dataset)
         self.datasets = list(self.outcomes)
+        if not self.datasets:
+            raise RunError("no image that the runs were scored on has a label: there is nothing to compare.")
 
     def _read(self, dataset: str) -> None:
-        expected: Predictions | None = None
+        expected: Table | None = None
         for name, folder in self.folders.items():
             table = folder.read_predictions(dataset)
             if table is None:
                 continue
-            if not isinstance(table, Predictions):
-                raise RunError(f"{folder.path} learnt a {table.task} task; compare tests classes and grades.")
             if expected is None:
                 expected = table
-                self.classes = self.classes or tuple(table.classes)
-            same = table.images == expected.images and table.classes == expected.classes
-            if not same or not np.array_equal(table.targets, expected.targets):
+                self.task, self.names = table.task, self.names or table.names
+            if not table.same_truth(expected):
                 raise RunError(
                     f"{folder.path} was scored on other images of {dataset!r} than the other runs: the table or its "
                     "labels have changed since. Start the comparison in a new folder."
                 )
             if table.known.any():
-                known = table.labelled()
-                self.outcomes.setdefault(dataset, {})[name] = Outcomes.of_table(known)
-                self.clusters.setdefault(dataset, Clusters.of(known.patients, known.targets))
+                outcomes, clusters = sample(table.labelled())
+                self.outcomes.setdefault(dataset, {})[name] = outcomes
+                self.clusters.setdefault(dataset, clusters)
 
-    def of(self, arm: Arm, dataset: str, seeds: Sequence[int] | None = None) -> list[Outcomes]:
+    def of(self, arm: Arm, dataset: str, seeds: Sequence[int] | None = None) -> list[Answers]:
         """The outcomes of an arm, a seed each."""
         chosen = self.arms[arm] if seeds is None else {seed: self.arms[arm][seed] for seed in seeds}
         return [self.outcomes[dataset][name] for name in chosen.values()]
@@ -216,12 +218,19 @@ class _Tables:
         return found
 
 
-def _metrics(classes: Sequence[str], folder: RunDir) -> tuple[str, ...]:
-    """The metrics of the table, the primary one first."""
+def _metrics(described: Mapping[str, Any], folder: RunDir) -> tuple[str, ...]:
+    """The metrics of the table, the primary one first; `described` is a dataset in the runs' own classes."""
     card = folder.read_card()
-    primary = (card.metric if card else None) or primary_metric(classes)
-    more = ("referable_auroc",) if is_graded_dr(classes) else ()
-    return tuple(dict.fromkeys([primary, *more, "auroc_macro", *headline_metrics(tuple(classes))]))
+    usual, shown = headline(described)
+    primary = (card.metric if card else None) or usual
+    more = ("referable_auroc",) if is_graded_dr(described.get("classes", ())) else ()
+    names = dict.fromkeys([primary, *more, *(["auroc_macro"] if "auroc_macro" in described["metrics"] else []), *shown])
+    return tuple(name for name in names if not METRICS.get(name).descriptive)
+
+
+def _second(metrics: Sequence[str]) -> str:
+    """The metric that is tested beside the primary one: ranking for classes and labels, agreement for a number."""
+    return next(name for name in ("referable_auroc", "auroc_macro", "ccc") if name in metrics)
 
 
 def _split_sizes(folder: RunDir) -> dict[str, Any]:

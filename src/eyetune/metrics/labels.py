@@ -49,6 +49,14 @@ class LabelOutcomes:
         """The same images, image i `counts[i]` times, int64[N]."""
         return LabelOutcomes(self.targets, self.probabilities, counts, self.base or self)
 
+    def where(self, rows: NDArray[np.bool_], other: LabelOutcomes) -> LabelOutcomes:
+        """These images, those of `rows` bool[N] with what `other`, of the same images, says of them."""
+        return LabelOutcomes(self.targets, np.where(rows[:, None], other.probabilities, self.probabilities))
+
+    def differs(self, other: LabelOutcomes) -> NDArray[np.bool_]:
+        """bool[N]: of which of these images `other` says something else."""
+        return np.asarray((self.probabilities != other.probabilities).any(axis=1))
+
     @cached_property
     def weights(self) -> NDArray[np.int64]:
         """int64[N, L]: how often each cell counts; 0 where it is not known."""

@@ -66,6 +66,11 @@ class Outcomes:
             return Outcomes(self.targets, probabilities)
         return Outcomes(self.targets, probabilities, calls=np.where(rows, other.predicted, self.predicted))
 
+    def differs(self, other: Outcomes) -> NDArray[np.bool_]:
+        """bool[N]: of which of these images `other` says something else."""
+        same = (self.probabilities == other.probabilities).all(axis=1) & (self.predicted == other.predicted)
+        return np.asarray(~same)
+
     @cached_property
     def most_probable(self) -> NDArray[np.int64]:
         """int64[N]: the class of the highest probability (the first of equals)."""

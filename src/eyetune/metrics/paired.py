@@ -18,11 +18,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eyetune.metrics.intervals import RESAMPLES, Clusters, Z
+from eyetune.metrics.intervals import RESAMPLES, Clusters, Scorable, Z
+from eyetune.metrics.labels import LabelOutcomes
 from eyetune.metrics.outcomes import Counted, Floats, Outcomes, midranks
 from eyetune.metrics.scores import REFERABLE_GRADE, Metric, Undefined, referable_probability
 
@@ -34,6 +36,16 @@ _TIE = 1e-12
 
 _CHUNK = 512
 """Exchanges whose confusion matrices are in memory at a time."""
+
+
+class Answers(Scorable, Protocol):
+    """N images with their truth and what a model said of each: outcomes of any task."""
+
+    def where(self, rows: NDArray[np.bool_], other: Any) -> Any:
+        """These images, those of `rows` bool[N] with what `other`, of the same images, says of them."""
+
+    def differs(self, other: Any) -> NDArray[np.bool_]:
+        """bool[N]: of which of these images `other` says something else."""
 
 
 # --- areas under ROC curves ---------------------------------------------------------------------------------------
@@ -53,11 +65,17 @@ class Areas:
 
     def combined(self, weights: Floats) -> tuple[float, float]:
         """(value, variance) of the sum of the areas times `weights` float64[J]."""
-        # What rounding leaves of a variance of zero may be below it.
-        return float(weights @ self.values), max(0.0, float(weights @ self.covariance @ weights))
+        # What rounding leaves of a variance of zero may be below it. NaN stays NaN, as Python's max would not have it.
+        variance = np.maximum(0.0, weights @ self.covariance @ weights)
+        return float(weights @ self.values), float(variance)
 
 
-def areas(positive: NDArray[np.bool_], scores: Floats, clusters: NDArray[np.int64] | None = None) -> Areas:
+def areas(
+    positive: NDArray[np.bool_],
+    scores: Floats,
+    clusters: NDArray[np.int64] | None = None,
+    known: NDArray[np.bool_] | None = None,
+) -> Areas:
     """Areas under ROC curves with DeLong's covariance, extended to clusters by Obuchowski.
 
     With every image a cluster of its own this is DeLong's estimate exactly. Curves may be of different models (other
@@ -68,30 +86,33 @@ def areas(positive: NDArray[np.bool_], scores: Floats, clusters: NDArray[np.int6
         positive: bool[J, N], the truth of each curve; both kinds must be there.
         scores: float64[J, N], higher = more likely positive.
         clusters: int64[N], 0..C-1, the patient of each image; None = every image is one of its own.
+        known: bool[J, N], the images that count for each curve; None = all do.
 
     Raises Undefined when a curve lacks positives or negatives.
     """
     count = scores.shape[1]
     clusters = np.arange(count) if clusters is None else clusters
+    known = np.ones_like(positive) if known is None else known
     size = int(clusters.max()) + 1 if count else 0
     values = np.empty(len(scores))
     # Of each cluster, what its positives and its negatives add to (area - its expectation).
     parts = np.zeros((2, len(scores), size))
-    factors = np.empty((2, len(scores)))
-    for curve, (truth, score) in enumerate(zip(positive, scores, strict=True)):
-        if truth.all() or not truth.any():
+    factors, whole = np.empty((2, len(scores))), np.empty(len(scores))
+    for curve, (truth, score, counted) in enumerate(zip(positive, scores, known, strict=True)):
+        having, lacking = truth & counted, ~truth & counted
+        if not having.any() or not lacking.any():
             raise Undefined("a ROC curve needs positives and negatives")
-        above, below = placements(score[truth], score[~truth])
+        above, below = placements(score[having], score[lacking])
         values[curve] = above.mean()
-        for side, (rows, share) in enumerate(((truth, above), (~truth, below))):
+        whole[curve] = _correction(len(np.unique(clusters[counted])))
+        for side, (rows, share) in enumerate(((having, above), (lacking, below))):
             deviation = (share - values[curve]) / len(share)
             parts[side, curve] = np.bincount(clusters[rows], weights=deviation, minlength=size)
             factors[side, curve] = _correction(len(np.unique(clusters[rows])))
-    of_both = _correction(len(np.unique(clusters)))
     within = sum(_outer(factors[side]) * (parts[side] @ parts[side].T) for side in (0, 1))
     across = parts[0] @ parts[1].T
     # Without this, 0 * NaN: images that are clusters of their own are never on both sides of one curve.
-    between = of_both * (across + across.T) if across.any() else 0.0
+    between = _outer(whole) * (across + across.T) if across.any() else 0.0
     return Areas(values, np.asarray(within + between))
 
 
@@ -105,15 +126,34 @@ def placements(positives: Floats, negatives: Floats) -> tuple[Floats, Floats]:
     return (together[:m] - midranks(positives)) / n, 1 - (together[m:] - midranks(negatives)) / m
 
 
-def area_columns(outcomes: Outcomes, metric: str) -> tuple[NDArray[np.bool_], Floats]:
-    """The curves whose mean area is the metric `metric`, auroc_macro or referable_auroc.
+class Columns(NamedTuple):
+    """Curves, J of N images: the truth bool[J, N], the scores float64[J, N], the images that count bool[J, N]."""
 
-    Returns the truth bool[J, N] and the scores float64[J, N]. Raises Undefined when there is none.
+    positive: NDArray[np.bool_]
+    scores: Floats
+    known: NDArray[np.bool_]
+
+
+def area_columns(outcomes: Answers, metric: str) -> Columns:
+    """The curves whose mean area is the metric `metric`, auroc_macro (of classes, or of labels) or referable_auroc.
+
+    Raises Undefined when there is none, ValueError for another metric.
     """
+    if isinstance(outcomes, LabelOutcomes) and metric == "auroc_macro":
+        having, known = outcomes.targets.T == 1, outcomes.targets.T >= 0
+        shown = having.any(axis=1) & (known & ~having).any(axis=1)
+        if not shown.any():
+            raise Undefined("a ROC curve needs images with a label and without it")
+        return Columns(having[shown], outcomes.probabilities.T[shown], known[shown])
+    if not isinstance(outcomes, Outcomes) or metric not in AREA_METRICS:
+        raise ValueError(f"{metric} is no area under ROC curves")
+    positive, scores = _class_columns(outcomes, metric)
+    return Columns(positive, scores, np.ones_like(positive))
+
+
+def _class_columns(outcomes: Outcomes, metric: str) -> tuple[NDArray[np.bool_], Floats]:
     if metric == "referable_auroc":
         return (outcomes.targets >= REFERABLE_GRADE)[None], referable_probability(outcomes)[None]
-    if metric != "auroc_macro":
-        raise ValueError(f"{metric} is no area under ROC curves")
     support = outcomes.support
     shown = [k for k in range(outcomes.num_classes) if 0 < support[k] < len(outcomes)]
     shown = shown[-1:] if outcomes.num_classes == 2 else shown
@@ -151,40 +191,40 @@ class Compared:
 
 
 def delong(
-    first: Sequence[Outcomes], second: Sequence[Outcomes], metric: str, clusters: Clusters | None = None
+    first: Sequence[Answers], second: Sequence[Answers], metric: str, clusters: Clusters | None = None
 ) -> Compared:
     """DeLong's paired test of two models by an area under ROC curves, both of the same images.
 
     Args:
         first, second: the outcomes of each seed; the value of a model is the mean over its seeds and, for auroc_macro,
-            over the classes.
+            over the classes, or the labels.
         metric: auroc_macro or referable_auroc.
         clusters: the patients; None = every image is one of its own.
 
     Raises Undefined when there is no ROC curve.
     """
-    truths, scores, weights = [], [], []
+    columns, weights = [], []
     for sign, model in ((1.0, first), (-1.0, second)):
         for outcomes in model:
-            truth, score = area_columns(outcomes, metric)
-            truths.append(truth)
-            scores.append(score)
-            weights += [sign / len(model) / len(score)] * len(score)
-    found = areas(np.concatenate(truths), np.concatenate(scores), None if clusters is None else clusters.of_image)
+            columns.append(area_columns(outcomes, metric))
+            count = len(columns[-1].scores)
+            weights += [sign / len(model) / count] * count
+    truths, scores, known = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    found = areas(truths, scores, None if clusters is None else clusters.of_image, known)
     difference, variance = found.combined(np.array(weights))
     if not math.isfinite(variance):
         return Compared(difference, None, reason="the positives, or the negatives, are all of one patient")
     spread = math.sqrt(variance)
     if spread < _TIE:
         same = abs(difference) < _TIE
-        return Compared(difference, 1.0 if same else None, reason="" if same else "neither model's area varies")
+        return Compared(difference, 1.0 if same else None, reason="" if same else "too few patients to see areas vary")
     p = 2 * NormalDist().cdf(-abs(difference) / spread)
     return Compared(difference, p, [difference - Z * spread, difference + Z * spread])
 
 
 def permutation(
-    first: Sequence[Outcomes],
-    second: Sequence[Outcomes],
+    first: Sequence[Answers],
+    second: Sequence[Answers],
     metric: Metric,
     clusters: Clusters,
     *,
@@ -201,8 +241,8 @@ def permutation(
 
     Args:
         first, second: the outcomes of each seed.
-        metric: any; the ones that depend on what is called alone are computed from counts, a hundred times
-            as fast.
+        metric: any; of classes the ones that depend on what is called alone are computed from counts, a hundred
+            times as fast.
         clusters: the patients.
         exchanges: random ones, at most.
         seed: of the random ones.
@@ -211,8 +251,11 @@ def permutation(
     as at least as large.
     """
     observed = _mean(metric, first) - _mean(metric, second)
-    make = _exchange_counts if metric.uses == "predicted" else _exchange_images
-    exchange = make(first, second, metric, clusters)
+    a, b = ([one for one in side if isinstance(one, Outcomes)] for side in (first, second))
+    if metric.uses == "predicted" and len(a) == len(first):
+        exchange = _exchange_counts(a, b, metric, clusters)
+    else:
+        exchange = _exchange_images(first, second, metric, clusters)
     patients = len(exchange.active)
     exact = 2**patients <= exchanges + 1
     draws = _all_signs(patients) if exact else _random_signs(patients, exchanges, seed)
@@ -243,7 +286,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def resampled_means(
-    models: Mapping[str, Sequence[Outcomes]],
+    models: Mapping[str, Sequence[Answers]],
     clusters: Clusters,
     metric: Metric,
     *,
@@ -272,7 +315,7 @@ def resampled_means(
 # --- pieces -------------------------------------------------------------------------------------------------------
 
 
-def _mean(metric: Callable[[Outcomes], float], seeds: Sequence[Outcomes]) -> float:
+def _mean(metric: Metric, seeds: Sequence[Answers]) -> float:
     return float(np.mean([metric(outcomes) for outcomes in seeds]))
 
 
@@ -311,13 +354,13 @@ class _Exchange:
 
 
 def _exchange_images(
-    first: Sequence[Outcomes], second: Sequence[Outcomes], metric: Metric, clusters: Clusters
+    first: Sequence[Answers], second: Sequence[Answers], metric: Metric, clusters: Clusters
 ) -> _Exchange:
-    """The slow way, for any metric: exchange the rows."""
+    """The slow way, for any metric of any task: exchange the rows."""
     rows = clusters.of_image
     differs = np.zeros(len(rows), dtype=bool)
     for one, other in zip(first, second, strict=True):
-        differs |= (one.probabilities != other.probabilities).any(axis=1) | (one.predicted != other.predicted)
+        differs |= one.differs(other)
     active = np.unique(rows[differs])
 
     def differences(signs: NDArray[np.bool_]) -> Floats:

@@ -122,6 +122,11 @@ class Predictions(Table):
         return result
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes."""
+        return tuple(self.classes)
+
+    @property
     def known(self) -> NDArray[np.bool_]:
         """bool[N]: whether the target is known."""
         known: NDArray[np.bool_] = self.targets != UNKNOWN
@@ -277,6 +282,11 @@ class LabelPredictions(Table):
         return result
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the labels."""
+        return tuple(self.labels)
+
+    @property
     def known(self) -> NDArray[np.bool_]:
         """bool[N]: whether any label of the image is known."""
         known: NDArray[np.bool_] = (self.targets != UNKNOWN).any(axis=1)
@@ -366,6 +376,11 @@ class ValuePredictions(Table):
         if np.isinf(self.targets).any():
             raise DataError("a target is infinite.")
         refuse_not_finite(self.images, self.predicted)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the number is called, alone."""
+        return (self.name,)
 
     @property
     def known(self) -> NDArray[np.bool_]:

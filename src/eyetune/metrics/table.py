@@ -91,6 +91,16 @@ class Table(ABC):
 
     @property
     @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, of the labels, or of the number."""
+
+    def same_truth(self, other: Table) -> bool:
+        """Whether both are of the same images, in the same order, with the same truth in the same terms."""
+        alike = self.task == other.task and self.names == other.names and self.images == other.images
+        return alike and all(self.truth(row) == other.truth(row) for row in range(len(self)))
+
+    @property
+    @abstractmethod
     def known(self) -> NDArray[np.bool_]:
         """bool[N]: whether anything is known of the image's truth."""
 

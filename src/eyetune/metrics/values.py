@@ -45,6 +45,14 @@ class ValueOutcomes:
         """The same images, image i `counts[i]` times, int64[N]."""
         return self.take(np.repeat(np.arange(len(self)), counts))
 
+    def where(self, rows: NDArray[np.bool_], other: ValueOutcomes) -> ValueOutcomes:
+        """These images, those of `rows` bool[N] with what `other`, of the same images, says of them."""
+        return ValueOutcomes(self.targets, np.where(rows, other.predicted, self.predicted))
+
+    def differs(self, other: ValueOutcomes) -> NDArray[np.bool_]:
+        """bool[N]: of which of these images `other` says something else."""
+        return self.predicted != other.predicted
+
     @property
     def errors(self) -> Floats:
         """float64[N]: predicted less true."""

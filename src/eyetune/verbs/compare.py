@@ -18,7 +18,7 @@ from eyetune.files import WRITING_ERRORS, make_folder, write_json, writing_faile
 from eyetune.flags import table_and_images
 from eyetune.interrupt import Interrupted
 from eyetune.terminal import show
-from eyetune.verbs.evaluate import evaluate, open_dataset, open_labelled
+from eyetune.verbs.evaluate import Learnt, evaluate, open_dataset, open_table
 from eyetune.verbs.finetune import check_settings, finetune, prepare_data, resume
 
 if TYPE_CHECKING:
@@ -99,12 +99,13 @@ def check_outside(plan: Plan) -> None:
 
     if not plan.datasets:
         return
-    trained = plan.cells[0].config.data
-    classes = open_manifest(trained).classes
+    config = plan.cells[0].config
+    learnt = Learnt(config.data, config.reads, open_manifest(config.data, kind=config.reads).classes, plan.out)
     for name, word in plan.datasets.items():
         table, images = table_and_images(word)
-        manifest, labels = open_labelled(trained, classes, table, images, {}, name=name, said=plan.maps.get(name))
-        labels.apply(manifest)
+        manifest, labels = open_table(learnt, table, images, {}, name=name, said=plan.maps.get(name))
+        if labels is not None:
+            labels.apply(manifest)
 
 
 class _Desk:

@@ -14,6 +14,7 @@ from eyetune.flags import USUAL, Computing, Switch, Workers, table_and_images
 
 if TYPE_CHECKING:
     from eyetune.data.config import DataConfig
+    from eyetune.data.record import Kind
     from eyetune.data.records import Manifest
     from eyetune.metrics.labelmap import LabelMap
     from eyetune.metrics.subgroups import Grouping
@@ -260,7 +261,7 @@ def label_map(run: Run, name: str, manifest: Manifest, said: Any) -> LabelMap | 
     from eyetune.metrics.labelmap import LabelMap, parse, unstated
 
     if run.reads != "classes":
-        _refuse_map(run, name, said)
+        _refuse_map(run.reads, run.folder.path, name, said)
         return None
     if isinstance(said, LabelMap):
         return said
@@ -332,8 +333,43 @@ def refuse_unknown(
             raise DataError(f"--by {column}: no such column in {where}.{did_you_mean(column, known)}{listed}")
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What a run learnt, or is to learn, as far as another table has to fit it.
+
+    Args:
+        data: the table trained on.
+        reads: classes, labels or a value.
+        names: of the classes, of the labels, or of the number.
+        where: what messages call it.
+    """
+
+    data: DataConfig
+    reads: Kind
+    names: tuple[str, ...]
+    where: Path
+
+    @classmethod
+    def of(cls, run: Run) -> Learnt:
+        """Of a trained run."""
+        return cls(run.folder.read_config().data, run.reads, run.classes, run.folder.path)
+
+
 def open_dataset(
     run: Run,
+    table: str,
+    images: Path | None,
+    columns: Mapping[str, str | None],
+    *,
+    name: str,
+    said: Any = None,
+) -> tuple[Manifest, LabelMap | None]:
+    """As :func:`open_table`, for a trained run."""
+    return open_table(Learnt.of(run), table, images, columns, name=name, said=said)
+
+
+def open_table(
+    learnt: Learnt,
     table: str,
     images: Path | None,
     columns: Mapping[str, str | None],
@@ -345,14 +381,14 @@ def open_dataset(
     or a number, need no map."""
     from eyetune.data.records import open_manifest
 
-    trained = run.folder.read_config().data
-    if run.reads == "classes":
-        return open_labelled(trained, run.classes, table, images, columns, name=name, said=said)
-    _refuse_map(run, name, said)
-    config = _where(trained, table, images, columns)
-    if run.reads == "labels":
-        config = config.model_copy(update={"label_column": _label_columns(run, columns.get("label_column"), table)})
-    return open_manifest(config, kind=run.reads), None
+    if learnt.reads == "classes":
+        return open_labelled(learnt.data, learnt.names, table, images, columns, name=name, said=said)
+    _refuse_map(learnt.reads, learnt.where, name, said)
+    config = _where(learnt.data, table, images, columns)
+    if learnt.reads == "labels":
+        labels = _label_columns(learnt.names, columns.get("label_column"), table)
+        config = config.model_copy(update={"label_column": labels})
+    return open_manifest(config, kind=learnt.reads), None
 
 
 def open_labelled(
@@ -389,28 +425,28 @@ def _where(trained: DataConfig, table: str, images: Path | None, columns: Mappin
 
     here = read_rows(Path(table))[0] if Path(table).is_file() else []
     chosen = {}
-    for field, given in columns.items():
-        before = getattr(trained, field)
+    for field in ("image_column", "label_column", "patient_column", "eye_column"):
+        given, before = columns.get(field), getattr(trained, field)
         chosen[field] = given if given is not None or before not in (*here, "none") else before
     # A split column of theirs says nothing here: all of it is outside the run.
     return DataConfig(table=table, images=images, split_column="none", **chosen)
 
 
-def _refuse_map(run: Run, name: str, said: Any) -> None:
+def _refuse_map(reads: Kind, where: Path, name: str, said: Any) -> None:
     if said is not None:
-        what = "several labels" if run.reads == "labels" else "a number"
-        raise ConfigError(f"--map {name}: a map is for classes, and {run.folder.path} learnt {what}. Leave it out.")
+        what = "several labels" if reads == "labels" else "a number"
+        raise ConfigError(f"--map {name}: a map is for classes, and {where} is of {what}. Leave it out.")
 
 
-def _label_columns(run: Run, given: str | None, table: str) -> tuple[str, ...]:
-    """The columns of a run with several labels in another table: those it learnt, as far as they are there."""
+def _label_columns(labels: Sequence[str], given: str | None, table: str) -> tuple[str, ...]:
+    """The columns of these labels in another table: those of them that are there."""
     from eyetune.data.tables import read_rows
 
     here = read_rows(Path(table))[0] if Path(table).is_file() else []
-    wanted = [one.strip() for one in given.split(",")] if given else [one for one in run.classes if one in here]
+    wanted = [one.strip() for one in given.split(",")] if given else [one for one in labels if one in here]
     if not wanted:
         raise DataError(
-            f"{table} has no column of the labels that the run learnt, {', '.join(run.classes)}; call them so, or name "
+            f"{table} has no column of the labels that the run learnt, {', '.join(labels)}; call them so, or name "
             "some with --label-column."
         )
     return tuple(wanted)
