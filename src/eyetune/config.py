@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -38,8 +38,8 @@ SECTIONS = ("model", "data", "task", "adapt", "train")
 NOT_FILES = ("hub", "random")
 
 
-class TrainConfig(Section):
-    """How long, how fast and against what the network is trained."""
+class LoopConfig(Section):
+    """What the training loop is told, whatever is trained."""
 
     epochs: int = Field(default=20, ge=1)
     """Passes over the training images, at most."""
@@ -59,6 +59,32 @@ class TrainConfig(Section):
     """Batches whose gradients make one optimizer step: the gradient is that of one batch this many times as large."""
     clip_norm: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Largest norm of the gradient, longer ones are shortened to it; 0 leaves them alone."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the network, block by block: slower to start, faster afterwards."""
+    skip_nonfinite: bool = False
+    """Leave out and count steps whose loss or gradient is NaN or infinite, as happens in fp16, instead of stopping."""
+    fsdp: bool = False
+    """Split parameters, gradients and optimizer state over the processes of torchrun: for networks too large for one
+    device (full and lora)."""
+    save_every: int = Field(default=0, ge=0)
+    """Keep the checkpoint of every so many epochs, beside the best and the last one; 0 keeps no others."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+    wandb: bool = False
+    """Log to Weights & Biases too (extra: wandb)."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> LoopConfig:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) is more than epochs ({self.epochs})")
+        return self
+
+
+class TrainConfig(LoopConfig):
+    """How long, how fast and against what the network is trained."""
+
     mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Alpha of mixup: pairs of images are blended, their labels too; 0 is off."""
     cutmix: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -72,43 +98,13 @@ class TrainConfig(Section):
     metric: str | None = None
     """Validation metric that chooses the best epoch. Not given: qwk for DR grades, auroc_macro for two classes, else
     f1_macro."""
-    grad_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    compile: bool = False
-    """torch.compile the network, block by block: slower to start, faster afterwards."""
-    skip_nonfinite: bool = False
-    """Leave out and count steps whose loss or gradient is NaN or infinite, as happens in fp16, instead of stopping."""
-    fsdp: bool = False
-    """Split parameters, gradients and optimizer state over the processes of torchrun: for networks too large for one
-    device (full and lora)."""
-    tensorboard: bool = True
-    """Write TensorBoard events into the run folder."""
-    wandb: bool = False
-    """Log to Weights & Biases too (extra: wandb)."""
-
-    @model_validator(mode="after")
-    def _coherent(self) -> TrainConfig:
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) is more than epochs ({self.epochs})")
-        return self
 
 
-class Config(Section):
-    """Everything that defines a run."""
+class RunConfig(Section):
+    """What every run is told, and how its configuration is read."""
 
-    model: ModelConfig = ModelConfig()
-    data: DataConfig
-    task: TaskConfig = TaskConfig()
-    adapt: AdaptConfig = Field(default_factory=lambda: parse_adapt("lora"), validate_default=False)
-    train: TrainConfig = TrainConfig()
-    augment: AugmentConfig = "medium"
-    """Changes to the training images: none, light, medium, strong, or a list of torchvision transforms."""
-    augment_on: Literal["cpu", "device"] = "cpu"
-    """Where the levels of augment are carried out: by the processes that load (cpu), or on the device by the batch."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of splits (unless data.split_seed is given), weights, order, augmentation and dropout."""
-    out: Path = Path("runs/eyetune")
-    """The run folder, new or empty."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU when there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -119,6 +115,89 @@ class Config(Section):
     """Batches that each reading process has ready in advance."""
     pin_memory: bool | Literal["auto"] = "auto"
     """Whether batches wait in memory that a GPU copies from directly; auto: when there is a CUDA device."""
+
+    SECTIONS: ClassVar[tuple[str, ...]] = ()
+    """Fields that have fields of their own."""
+    REQUIRED: ClassVar[str] = ""
+    """The field, by dotted path, without which there is no run."""
+
+    def misfits(self) -> Iterator[tuple[str, str]]:
+        """Settings that cannot go together: dotted path and what is wrong."""
+        return iter(())
+
+    @classmethod
+    def missing_files(cls, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Files and folders that the configuration names and that are not there: dotted path and what is wrong."""
+        return iter(())
+
+    @classmethod
+    def from_yaml(
+        cls, path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, check_files: bool = True
+    ) -> Self:
+        """Read a YAML file.
+
+        Args:
+            path: the file; None for no file: the overrides and the defaults are everything.
+            overrides: values by dotted path ("train.lr": 1e-3) that replace the file's. Another `adapt.kind` than the
+                file's drops the rest of the file's `adapt` section, which belongs to that kind.
+            check_files: whether the table, image folder and weights that it names have to exist.
+
+        Raises ConfigError with every fault, by dotted path.
+        """
+        content = {} if path is None else read_yaml(Path(path))
+        source = "the flags" if path is None else str(path)
+        return cls.parse(override(content, overrides or {}), check_files=check_files, source=source)
+
+    @classmethod
+    def parse(
+        cls, content: Mapping[str, Any], *, check_files: bool = True, source: str = "the configuration"
+    ) -> Self:
+        """Build a configuration from nested mappings. Raises ConfigError with every fault, by dotted path."""
+        faults: dict[str, str] = {}
+        config: Self | None = None
+        try:
+            config = cls.model_validate(content)
+        except ValidationError as error:
+            for path, message in _messages(cls, error, content):
+                faults.setdefault(path, message)
+        if config is not None:
+            faults |= dict(config.misfits())
+        if check_files:
+            for path, message in cls.missing_files(content):
+                faults.setdefault(path, message)
+        if faults or config is None:
+            lines = [f"  {path}: {message}" for path, message in faults.items()]
+            count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+            raise ConfigError("\n".join([f"{count} in {source}:", *lines]))
+        return config
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults included, as YAML that :meth:`from_yaml` reads back to an equal one."""
+        content = self.model_dump(mode="json")
+        return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Finetune(Section):
+    """What is fine-tuned, on what, and how."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    task: TaskConfig = TaskConfig()
+    adapt: AdaptConfig = Field(default_factory=lambda: parse_adapt("lora"), validate_default=False)
+    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = "medium"
+    """Changes to the training images: none, light, medium, strong, or a list of torchvision transforms."""
+    augment_on: Literal["cpu", "device"] = "cpu"
+    """Where the levels of augment are carried out: by the processes that load (cpu), or on the device by the batch."""
+    out: Path = Path("runs/eyetune")
+    """The run folder, new or empty."""
+
+
+class Config(RunConfig, _Finetune):
+    """Everything that defines a run."""
+
+    SECTIONS: ClassVar[tuple[str, ...]] = SECTIONS
+    REQUIRED: ClassVar[str] = "data.table"
 
     @property
     def learning_rate(self) -> float:
@@ -150,50 +229,15 @@ class Config(Section):
         )
 
     @classmethod
-    def from_yaml(
-        cls, path: Path | str | None, overrides: Mapping[str, Any] | None = None, *, check_files: bool = True
-    ) -> Config:
-        """Read a YAML file.
-
-        Args:
-            path: the file; None for no file: the overrides and the defaults are everything.
-            overrides: values by dotted path ("train.lr": 1e-3) that replace the file's. Another `adapt.kind` than the
-                file's drops the rest of the file's `adapt` section, which belongs to that kind.
-            check_files: whether the table, image folder and weights that it names have to exist.
-
-        Raises ConfigError with every fault, by dotted path.
-        """
-        content = {} if path is None else read_yaml(Path(path))
-        source = "the flags" if path is None else str(path)
-        return cls.parse(override(content, overrides or {}), check_files=check_files, source=source)
-
-    @classmethod
-    def parse(
-        cls, content: Mapping[str, Any], *, check_files: bool = True, source: str = "the configuration"
-    ) -> Config:
-        """Build a configuration from nested mappings. Raises ConfigError with every fault, by dotted path."""
-        faults: dict[str, str] = {}
-        config: Config | None = None
-        try:
-            config = cls.model_validate(content)
-        except ValidationError as error:
-            for path, message in _messages(error, content):
-                faults.setdefault(path, message)
-        if config is not None:
-            faults |= dict(config.misfits())
-        if check_files:
-            for path, message in _missing_files(content):
-                faults.setdefault(path, message)
-        if faults or config is None:
-            lines = [f"  {path}: {message}" for path, message in faults.items()]
-            count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
-            raise ConfigError("\n".join([f"{count} in {source}:", *lines]))
-        return config
-
-    def to_yaml(self) -> str:
-        """The whole configuration, defaults included, as YAML that :meth:`from_yaml` reads back to an equal one."""
-        content = self.model_dump(mode="json")
-        return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    def missing_files(cls, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """The table, the folder of images and the weights."""
+        data, model = content.get("data"), content.get("model")
+        if isinstance(data, Mapping):
+            if not str(data.get("table")).startswith("hf:"):
+                yield from missing_file("data.table", data.get("table"), either=True)
+            yield from missing_file("data.images", data.get("images"), folder=True)
+        if isinstance(model, Mapping) and model.get("weights") not in NOT_FILES:
+            yield from missing_file("model.weights", model.get("weights"))
 
 
 class Flag(NamedTuple):
@@ -208,15 +252,15 @@ class Flag(NamedTuple):
     help: str
 
 
-def flags() -> Iterator[Flag]:
-    """Every field of the configuration, in order; the fields of the strategies follow `adapt.kind`, kind by kind."""
-    for name, info in Config.model_fields.items():
+def flags(config: type[RunConfig] = Config) -> Iterator[Flag]:
+    """Every field of a configuration, in order; the fields of the strategies follow `adapt.kind`, kind by kind."""
+    for name, info in config.model_fields.items():
         section = info.annotation
         if name == "adapt":
             kinds = STRATEGIES.names()
             yield Flag("adapt.kind", "|".join(kinds), "lora", "How the network is adapted.")
-            for kind, config in STRATEGIES:
-                for flag in _fields("adapt", config):
+            for kind, strategy in STRATEGIES:
+                for flag in _fields("adapt", strategy):
                     if flag.path != "adapt.kind":
                         yield flag._replace(help=f"({kind}) {flag.help}")
         elif isinstance(section, type) and issubclass(section, Section):
@@ -379,12 +423,14 @@ def override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
-def _messages(error: ValidationError, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _messages(
+    config: type[RunConfig], error: ValidationError, content: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
     adapt = content.get("adapt")
     kind = adapt.get("kind") if isinstance(adapt, Mapping) else adapt
-    known = _known_paths(kind)
+    known = _known_paths(config, kind)
     for fault in error.errors():
-        path = _path(fault["loc"])
+        path = _path(config, fault["loc"])
         if fault["type"] == "extra_forbidden":
             owners = [name for name, section in STRATEGIES if path.removeprefix("adapt.") in section.model_fields]
             if path.startswith("adapt.") and owners:
@@ -392,8 +438,7 @@ def _messages(error: ValidationError, content: Mapping[str, Any]) -> Iterator[tu
             else:
                 yield path, f"unknown.{did_you_mean(path, known)}"
         elif fault["type"] == "missing":
-            inner = f"{path}.table" if path == "data" else path
-            yield inner, "is missing"
+            yield config.REQUIRED if config.REQUIRED.startswith(f"{path}.") else path, "is missing"
         elif fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
             yield path, f"must be a section with fields of its own, got {fault['input']!r}"
         else:
@@ -406,32 +451,29 @@ def _messages(error: ValidationError, content: Mapping[str, Any]) -> Iterator[tu
             yield path, f"{text}{given}{hint and '.' + hint}"
 
 
-def _known_paths(kind: Any) -> list[str]:
+def _known_paths(config: type[RunConfig], kind: Any) -> list[str]:
     """Dotted names; of the strategies' fields only those of `kind`, when there is such a kind."""
     mine = isinstance(kind, str) and kind in STRATEGIES
-    names = [flag.path for flag in flags() if not (mine and flag.path.startswith("adapt."))]
+    names = [flag.path for flag in flags(config) if not (mine and flag.path.startswith("adapt."))]
     if mine:
         names += [f"adapt.{name}" for name in STRATEGIES.get(str(kind)).model_fields]
-    return list(dict.fromkeys([*names, *Config.model_fields]))
+    return list(dict.fromkeys([*names, *config.model_fields]))
 
 
-def _path(location: Sequence[int | str]) -> str:
+def _path(config: type[RunConfig], location: Sequence[int | str]) -> str:
     """Dotted path of a fault: section and field. Pydantic goes on with members of a union and places in a list."""
     parts = [str(part) for part in location]
-    return ".".join(parts[:2] if parts[0] in SECTIONS else parts[:1])
+    return ".".join(parts[:2] if parts[0] in config.SECTIONS else parts[:1])
 
 
-def _missing_files(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    data, model = content.get("data"), content.get("model")
-    if isinstance(data, Mapping):
-        table, images = _expanded(data.get("table")), _expanded(data.get("images"))
-        if isinstance(table, str) and not table.startswith("hf:") and not Path(table).exists():
-            yield "data.table", f"no file or folder at {table}.{_near(Path(table))}"
-        if isinstance(images, (str, Path)) and not Path(images).is_dir():
-            yield "data.images", f"no folder at {images}.{_near(Path(images))}"
-    weights = _expanded(model.get("weights")) if isinstance(model, Mapping) else None
-    if isinstance(weights, str) and weights not in NOT_FILES and not Path(weights).is_file():
-        yield "model.weights", f"no file at {weights}.{_near(Path(weights))}"
+def missing_file(path: str, value: Any, *, folder: bool = False, either: bool = False) -> Iterator[tuple[str, str]]:
+    """The fault of the setting `path` when `value` names a file (`folder`: a folder; `either`) that is not there."""
+    if not isinstance(value, (str, Path)):
+        return
+    found = Path(_expanded(str(value)))
+    there = found.exists() if either else found.is_dir() if folder else found.is_file()
+    if not there:
+        yield path, f"no {'file or folder' if either else 'folder' if folder else 'file'} at {found}.{_near(found)}"
 
 
 def _expanded(value: Any) -> Any:

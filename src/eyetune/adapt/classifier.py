@@ -81,6 +81,10 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(features)
         return logits
 
+    def towers(self) -> dict[str, Backbone]:
+        """The networks below the head, by name: one."""
+        return {"backbone": self.backbone}
+
     def base_fingerprint(self) -> str:
         """The fingerprint of the backbone's weights as they were at the first call, before training or wrapping.
 

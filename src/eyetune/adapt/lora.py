@@ -44,6 +44,7 @@ CARD = "eyetune_adapter.json"
 
 DEFAULT_TARGETS = (
     ("qkv",),  # ViT, DeiT, DINOv2, Swin, CLIP as timm builds it
+    ("query", "key", "value"),  # BERT
     ("q_proj", "k_proj", "v_proj"),  # EVA
     ("mlp.fc1", "mlp.fc2"),  # ConvNeXt; Swin v2, whose attention uses the weight of qkv without calling the layer
     ("conv_pw", "conv_pwl"),  # EfficientNet, MobileNet: the depthwise convolutions have no low rank to exploit
@@ -223,11 +224,10 @@ def adaptable_layers(backbone: Backbone) -> dict[str, bool]:
 
 
 def _dry_run(backbone: Backbone) -> None:
-    """Compute the features of one image for the sake of hooks: by shapes alone, or in earnest where that fails."""
+    """Compute the features of one input for the sake of hooks: by shapes alone, or in earnest where that fails."""
     import torch
     from torch.func import functional_call
 
-    pixels = backbone.preprocess.pixels
     parameter = next(backbone.parameters())
     tensors = [*backbone.named_parameters(), *backbone.named_buffers()]
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
@@ -236,10 +236,10 @@ def _dry_run(backbone: Backbone) -> None:
         backbone.eval()
         with torch.no_grad():
             try:
-                functional_call(backbone, shapes, (torch.empty(1, 3, pixels, pixels, device="meta"),))
+                functional_call(backbone, shapes, (backbone.example(parameter.dtype).to("meta"),))
             except (NotImplementedError, RuntimeError):
                 # The network looks at values or keeps tensors that are not registered: it needs real numbers.
-                backbone(torch.zeros(1, 3, pixels, pixels, device=parameter.device, dtype=parameter.dtype))
+                backbone(backbone.example(parameter.dtype).to(parameter.device))
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -353,13 +353,16 @@ def _one_row(tensors: Mapping[str, Tensor], name: str, folder: Path) -> dict[str
 
 def use_adapter(model: Classifier, name: str) -> None:
     """Switch to the adapter `name`, its head included; only they train. Raises RunError when there is none."""
+    from torch import nn
+
     if name not in model.heads:
         raise RunError(f"no adapter called {name!r}. Loaded: {', '.join(model.heads) or 'none'}.")
     head = model.heads[name].to(next(model.backbone.parameters()).device)
     head.train(model.head.training)
     for _, layer in _lora_layers(model.backbone.network):
         layer.set_adapter(name)
-    model.head, model.adapter, model.outputs = head, name, _linear(head).out_features
+    model.head, model.adapter = head, name
+    model.outputs = 0 if isinstance(head, nn.Identity) else _linear(head).out_features
     model.backbone.requires_grad_(False)
     for own, parameter in model.backbone.named_parameters():
         if _belongs_to(own, name):

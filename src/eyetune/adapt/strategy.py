@@ -178,9 +178,9 @@ class Strategy(ABC):
         groups: list[RateGroup] = []
         for index, layer in enumerate(layers):
             scale = self.layer_decay ** (len(layers) - index)
-            groups += _split_by_decay(f"backbone.{layer.name}", layer.parameters, scale, undecayed)
-        groups += _split_by_decay("head", tuple(model.head.named_parameters()), 1.0, frozenset())
-        _check_coverage(model, groups)
+            groups += split_by_decay(f"backbone.{layer.name}", layer.parameters, scale, undecayed)
+        groups += split_by_decay("head", tuple(model.head.named_parameters()), 1.0, frozenset())
+        check_coverage(model, groups)
         return groups
 
     def set_mode(self, model: Classifier, training: bool) -> None:
@@ -329,9 +329,17 @@ def _declared_undecayed(network: nn.Module) -> frozenset[str]:
     return frozenset(declared()) if callable(declared) else frozenset()
 
 
-def _split_by_decay(
+def split_by_decay(
     name: str, parameters: Sequence[tuple[str, nn.Parameter]], scale: float, undecayed: frozenset[str]
 ) -> list[RateGroup]:
+    """The trainable ones of `parameters` as one group or two: with weight decay, and those that are spared it.
+
+    Args:
+        name: of the group.
+        parameters: (name inside the network, parameter).
+        scale: of the group's rate.
+        undecayed: names that the network itself spares.
+    """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for own_name, parameter in parameters:
@@ -342,7 +350,7 @@ def _split_by_decay(
     return [group for group in groups if group.parameters]
 
 
-def _check_coverage(model: nn.Module, groups: list[RateGroup]) -> None:
+def check_coverage(model: nn.Module, groups: list[RateGroup]) -> None:
     """A parameter that trains but has no rate would silently stay as it was: a defect, never the user's mistake."""
     grouped = [id(parameter) for group in groups for parameter in group.parameters]
     trainable = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}

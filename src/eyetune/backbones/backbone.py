@@ -77,6 +77,10 @@ class Backbone(nn.Module):
         """As :meth:`features`."""
         return self.features(images)
 
+    def example(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The smallest input there is, for whoever wants to see the network at work: zeros, on the CPU."""
+        return torch.zeros(1, 3, self.preprocess.pixels, self.preprocess.pixels, dtype=dtype)
+
     def layer_groups(self) -> list[LayerGroup]:
         """Every parameter of the network in exactly one group, input side first.
 

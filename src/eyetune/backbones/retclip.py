@@ -5,15 +5,54 @@ Layout: https://github.com/sStonemason/RET-CLIP (OpenAI CLIP ViT-B/16, QuickGELU
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isqrt
 from typing import TYPE_CHECKING
 
 from eyetune.backbones.spec import BACKBONES, BackboneSpec, KeyLayout, Preprocess
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+_HEAD_WIDTH = 64
+"""Channels of an attention head in every image tower of CLIP's that RET-CLIP's trainer offers but ViT-H/14."""
 
 
-def _build(pixels: int, pool: str) -> nn.Module:
+@dataclass(frozen=True)
+class VisionShape:
+    """What a file's shapes tell of a CLIP vision transformer."""
+
+    patch: int
+    width: int
+    depth: int
+    out: int
+    pixels: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> VisionShape | None:
+        """Of the keys `visual.…` as published, without a trainer's prefix; None when they are of no such network."""
+        conv, position, out = (
+            tensors.get(f"visual.{name}") for name in ("conv1.weight", "positional_embedding", "proj")
+        )
+        blocks = [re.match(r"visual\.transformer\.resblocks\.(\d+)\.", key) for key in tensors]
+        depths = [int(found[1]) for found in blocks if found]
+        if conv is None or position is None or out is None or not depths:
+            return None
+        if (conv.ndim, position.ndim, out.ndim) != (4, 2, 2) or conv.shape[0] % _HEAD_WIDTH or len(position) < 2:
+            return None
+        patch, width = int(conv.shape[-1]), int(conv.shape[0])
+        grid = isqrt(len(position) - 1)
+        # The published file may be transposed; the width tells which side is which.
+        length = out.shape[1] if out.shape[0] == width else out.shape[0]
+        return cls(patch, width, max(depths) + 1, int(length), grid * patch)
+
+
+_PUBLISHED = VisionShape(16, 768, 12, 512, 224)
+
+
+def _network(shape: VisionShape, pixels: int) -> nn.Module:
     from functools import partial
 
     from timm.layers import LayerNorm
@@ -22,15 +61,34 @@ def _build(pixels: int, pool: str) -> nn.Module:
 
     return projected(
         pixels,
-        patch=16,
-        width=768,
-        depth=12,
-        heads=12,
-        out=512,
+        patch=shape.patch,
+        width=shape.width,
+        depth=shape.depth,
+        heads=shape.width // _HEAD_WIDTH,
+        out=shape.out,
         pre_norm=True,
         norm_layer=partial(LayerNorm, eps=1e-5),
         act_layer="quick_gelu",
         global_pool="token",
+    )
+
+
+def _build(pixels: int, pool: str) -> nn.Module:
+    return _network(_PUBLISHED, pixels)
+
+
+def clip_spec(shape: VisionShape) -> BackboneSpec:
+    """RET-CLIP's image tower in another size: ViT-B/32, ViT-L/14, …"""
+    if shape == _PUBLISHED or shape == replace(_PUBLISHED, pixels=shape.pixels):
+        return RET_CLIP  # its position embedding is resized
+    return replace(
+        RET_CLIP,
+        architecture=f"CLIP ViT/{shape.patch}, {shape.depth} blocks, QuickGELU, projected to {shape.out}",
+        parameters=0,
+        pools={"projected": shape.out},
+        preprocess=replace(RET_CLIP.preprocess, pixels=shape.pixels),
+        patch=shape.patch,
+        build=lambda pixels, pool: _network(shape, pixels),
     )
 
 

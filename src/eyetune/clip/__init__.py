@@ -1,4 +1,7 @@
-"""Image-text models of the retina: both eyes of a patient and the report about them, in one space."""
+"""Image-text models of the retina: both eyes of a patient and the report about them, in one space.
+
+The names below are imported when first used: the command line reads this room's configuration without PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eyetune.clip.loading import load_clip
     from eyetune.clip.model import RetClip
+    from eyetune.clip.run import ClipRun, open_clip_run
 
-__all__ = ["RetClip", "load_clip"]
+_HOMES = {
+    "ClipRun": "eyetune.clip.run",
+    "RetClip": "eyetune.clip.model",
+    "load_clip": "eyetune.clip.loading",
+    "open_clip_run": "eyetune.clip.run",
+}
 
-# Imported when first used: preparing pairs and looking at vocabularies needs no PyTorch.
-_HOMES = {"RetClip": "eyetune.clip.model", "load_clip": "eyetune.clip.loading"}
+__all__ = ["ClipRun", "RetClip", "load_clip", "open_clip_run"]
 
 
 def __getattr__(name: str) -> Any:

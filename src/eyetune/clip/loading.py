@@ -1,4 +1,5 @@
-"""From a ret-clip.pt, or from nothing, to a :class:`RetClip`. The vision side of the layout is the backbone's own."""
+"""From a ret-clip.pt, or from nothing, to a :class:`RetClip`; and back. The vision side of the layout is the backbone's
+own."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from eyetune.backbones import load_backbone
-from eyetune.backbones.loading import where_to_get
-from eyetune.backbones.retclip import RET_CLIP
+from eyetune.backbones.loading import load, where_to_get
+from eyetune.backbones.retclip import RET_CLIP, VisionShape, clip_spec
+from eyetune.backbones.spec import BackboneSpec
 from eyetune.backbones.weights import Checkpoint, fill, open_checkpoint, plan
 from eyetune.clip.model import RetClip
 from eyetune.clip.text import TextShape, shape_in, shape_of, text_config
@@ -62,7 +64,7 @@ def load_clip(
     if name != _SPEC.name:
         raise UserError(f"unknown image-text model {name!r}.{did_you_mean(name, [_SPEC.name])} Known: {_SPEC.name}.")
     if weights is None or weights == "random":
-        bert = _bert(text_config(text))
+        bert = bert_model(text_config(text))
         return RetClip(load_backbone(RET_CLIP.name, "random"), bert).eval()
     checkpoint = open_checkpoint(weights, where=where_to_get(_SPEC))
     found = _encoder_in(checkpoint)
@@ -77,8 +79,8 @@ def load_clip(
         )
     # The tower's numbers all come from the file: on the meta device, drawing 86 million of them first is saved.
     with torch.device("meta"):
-        tower = load_backbone(RET_CLIP.name, "random")
-    model = RetClip(tower.to_empty(device="cpu"), _bert(config))
+        tower = load(_tower_in(checkpoint), "random")
+    model = RetClip(tower.to_empty(device="cpu"), bert_model(config))
     made = plan(_SPEC, model, checkpoint)
     if not made.report.whole:
         raise WeightsError(f"{checkpoint.path} does not load whole into {_SPEC.name}.\n{made.report.faults()}")
@@ -87,7 +89,8 @@ def load_clip(
     return model.eval()
 
 
-def _bert(config: BertConfig) -> nn.Module:
+def bert_model(config: BertConfig) -> nn.Module:
+    """An untrained BERT without a pooler. Raises UserError when its configuration contradicts itself."""
     from transformers import BertModel
 
     try:
@@ -107,3 +110,12 @@ def _encoder_in(checkpoint: Checkpoint) -> TextShape:
         f"{checkpoint.path} holds no text encoder (bert.embeddings, bert.encoder.layer.0): an image-text model needs "
         f"the whole {_SPEC.name}.pt. For an image tower alone use load_backbone."
     )
+
+
+def _tower_in(checkpoint: Checkpoint) -> BackboneSpec:
+    """The image tower in the file: RET-CLIP's, or one of the other sizes that its trainer offers."""
+    for tensors in checkpoint.containers().values():
+        stripped = {_LAYOUT.strip(key): tensor for key, tensor in tensors.items()}
+        if found := VisionShape.of(stripped):
+            return clip_spec(found)
+    return RET_CLIP

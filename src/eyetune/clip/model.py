@@ -1,9 +1,9 @@
-"""RET-CLIP: two eyes and a report in one space.
+"""Two eyes and a report in one space: RET-CLIP's network around any image tower and any BERT.
 
 The network of Du et al., "RET-CLIP: A Retinal Image Foundation Model Pre-trained with Clinical Diagnostic Reports"
-(MICCAI 2024): one CLIP ViT-B/16 sees each eye, one BERT reads the report of both; three pairs of embeddings (patient,
-left eye, right eye) are compared. The wiring here is pinned by what the published implementation computes
-(tests/golden/retclip.json).
+(MICCAI 2024): one image tower sees each eye (there a CLIP ViT-B/16), one BERT reads the report of both; three pairs of
+embeddings (patient, left eye, right eye) are compared. The wiring here is pinned by what the published implementation
+computes (tests/golden/retclip.json).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from eyetune.clip.text_tower import TextTower
 
 if TYPE_CHECKING:
     from eyetune.backbones.backbone import Backbone
@@ -24,6 +26,17 @@ PAD = 0
 INITIAL_SCALE = 90.0
 """The logit scales an untrained network starts from, as RET-CLIP's does."""
 
+HEADS = (
+    "visual_projection",
+    "text_projection",
+    "text_projection_left",
+    "text_projection_right",
+    "global_feature_mapping",
+    "left_feature_mapping",
+    "right_feature_mapping",
+)
+"""The layers on top of the two towers; with the logit scales, what trains when both towers are frozen."""
+
 TEXTS = {"text": "text_projection", "text_left": "text_projection_left", "text_right": "text_projection_right"}
 SCALES = ("logit_scale", "logit_scale_left", "logit_scale_right")
 
@@ -32,8 +45,11 @@ class RetClip(nn.Module):
     """A binocular image-text model.
 
     Args:
-        visual: the tower both eyes go through: float[B, 3, H, W] -> float[B, D], projected, not normalised.
+        visual: the tower both eyes go through: float[B, 3, H, W] -> float[B, W], not normalised.
         bert: a transformers BertModel without a pooler.
+        width: D, the length of every embedding. None: the tower's own, W, as of a tower that ends in a projection
+            (CLIP's); else a linear projection W -> D without bias stands behind the tower.
+        scale: the logit scales to start from.
 
     Attributes:
         width: D, the length of every embedding (512 in RET-CLIP).
@@ -42,11 +58,17 @@ class RetClip(nn.Module):
         report: how a checkpoint arrived, key by key; None for a random network.
     """
 
-    def __init__(self, visual: Backbone, bert: nn.Module) -> None:
+    def __init__(
+        self, visual: Backbone, bert: nn.Module, width: int | None = None, scale: float = INITIAL_SCALE
+    ) -> None:
         super().__init__()
         self.visual = visual
         self.bert = bert
-        self.width = width = visual.width
+        self.visual_projection: nn.Module = nn.Identity()
+        if width is not None:
+            self.visual_projection = nn.Linear(visual.width, width, bias=False)
+            nn.init.normal_(self.visual_projection.weight, std=visual.width**-0.5)
+        self.width = width = visual.width if width is None else width
         self.preprocess = visual.preprocess
         self.report: LoadReport | None = None
         config: Any = bert.config
@@ -58,16 +80,32 @@ class RetClip(nn.Module):
         self.left_feature_mapping = nn.Linear(width, width, bias=False)
         self.right_feature_mapping = nn.Linear(width, width, bias=False)
         for name in SCALES:
-            setattr(self, name, nn.Parameter(torch.tensor(INITIAL_SCALE).log()))
+            setattr(self, name, nn.Parameter(torch.tensor(scale).log()))
 
-    def forward(self, left: Tensor | None, right: Tensor | None, ids: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, left: Tensor | None, right: Tensor | None, ids: Tensor, single: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Everything a contrastive loss needs, in one call (so that DistributedDataParallel sees every parameter).
 
         Args and results are those of :meth:`encode_eyes`, :meth:`encode_text` and :meth:`logit_scales` together.
         """
-        return {**self.encode_eyes(left, right), **self.encode_text(ids), **self.logit_scales()}
+        return {**self.encode_eyes(left, right, single), **self.encode_text(ids), **self.logit_scales()}
 
-    def encode_eyes(self, left: Tensor | None, right: Tensor | None = None) -> dict[str, Tensor]:
+    def towers(self) -> dict[str, Backbone]:
+        """Both towers as adaptation knows them, by their names in the model: "visual" and "bert"."""
+        return {"visual": self.visual, "bert": TextTower(self.bert)}
+
+    def see(self, images: Tensor) -> Tensor:
+        """One eye each, float[B, 3, H, W] -> float[B, D]: the tower and, where there is one, its projection.
+
+        float[B, W] are features that the tower gave before (it is frozen): only projected.
+        """
+        seen: Tensor = self.visual_projection(images if images.ndim == 2 else self.visual.features(images))
+        return seen
+
+    def encode_eyes(
+        self, left: Tensor | None, right: Tensor | None = None, single: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Embed patients by their photographs.
 
         A patient with one photograph: the single eye stands for both. It is given to the trained mappings as left and
@@ -77,6 +115,9 @@ class RetClip(nn.Module):
         Args:
             left: float[B, 3, 224, 224], normalised by `preprocess`; None when there are only right eyes.
             right: the fellow eyes, same shape and order; None when there are only left eyes.
+            single: bool[B]: patients of whom `left` is the only eye; their row of `right` is not looked at.
+
+        Either may be the tower's features float[B, W] of those eyes, computed before.
 
         Returns:
             "image" (the patient), "left", "right": float[B, D], each row of unit length.
@@ -89,12 +130,18 @@ class RetClip(nn.Module):
                 raise ValueError(
                     f"left is {list(left.shape)}, right {list(right.shape)}: give one row a patient, in the same order."
                 )
-            left_features, right_features = self.visual.features(torch.cat([left, right])).chunk(2)
+            if single is None or not bool(single.any()):
+                left_features, right_features = self.see(torch.cat([left, right])).chunk(2)
+            else:  # an eye that stands for both is looked at once
+                pairs = (~single).nonzero()[:, 0].to(left.device)
+                seen = self.see(torch.cat([left, right[pairs]]))
+                left_features, fellows = seen[: len(left)], seen[len(left) :]
+                right_features = left_features.index_copy(0, pairs, fellows)
         else:
-            single = left if left is not None else right
-            if single is None:
+            only = left if left is not None else right
+            if only is None:
                 raise ValueError("encode_eyes needs at least one eye: left and right are both None.")
-            left_features = right_features = self.visual.features(single)
+            left_features = right_features = self.see(only)
         return {
             "image": _unit(self.global_feature_mapping(torch.cat([left_features, right_features], dim=1))),
             "left": _unit(self.left_feature_mapping(left_features)),
@@ -105,7 +152,8 @@ class RetClip(nn.Module):
         """Embed reports: the encoder's output for the first token, [CLS], through three projections.
 
         Args:
-            ids: int[B, L], [CLS] … [SEP], filled up with [PAD] = 0, which the attention does not see.
+            ids: int[B, L], [CLS] … [SEP], filled up with [PAD] = 0, which the attention does not see; or float[B, H],
+                what :meth:`read` gave for them before (the encoder is frozen).
 
         Returns:
             "text" (the patient), "text_left", "text_right": float[B, D], each row of unit length.
@@ -113,6 +161,13 @@ class RetClip(nn.Module):
         Raises:
             ValueError: not a matrix of integers, longer than the encoder reads, or ids of another vocabulary.
         """
+        known = ids.is_floating_point() and ids.ndim == 2 and ids.shape[1] == self.text_config.hidden_size
+        first = ids if known else self.read(ids)
+        return {name: _unit(getattr(self, projection)(first)) for name, projection in TEXTS.items()}
+
+    def read(self, ids: Tensor) -> Tensor:
+        """The text encoder's output for [CLS], the first token: int[B, L] -> float[B, H]. Raises as
+        :meth:`encode_text`."""
         config = self.text_config
         if ids.ndim != 2 or ids.is_floating_point() or ids.is_complex() or ids.shape[1] == 0:
             raise ValueError(f"ids is {ids.dtype}{list(ids.shape)}: give token ids, int[B, L].")
@@ -127,8 +182,8 @@ class RetClip(nn.Module):
                 f"ids run from {int(ids.min())} to {int(ids.max())}; the text encoder knows "
                 f"0..{config.vocab_size - 1}. Tokenise with the vocabulary of this encoder."
             )
-        hidden = self.bert(ids, attention_mask=ids.ne(PAD).long()).last_hidden_state
-        return {name: _unit(getattr(self, projection)(hidden[:, 0])) for name, projection in TEXTS.items()}
+        first: Tensor = self.bert(ids, attention_mask=ids.ne(PAD).long()).last_hidden_state[:, 0]
+        return first
 
     def logit_scales(self) -> dict[str, Tensor]:
         """What cosines are multiplied by before the softmax, for patient, left and right: float[], each > 0."""

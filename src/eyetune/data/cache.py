@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from eyetune.files import cache_folder
 from eyetune.progress import track
 
 if TYPE_CHECKING:
-    from eyetune.data.config import DataConfig
+    from eyetune.data.config import PhotoConfig
 
 _LAYOUT = "store-1"
 """The folder inside the cache folder; another layout of the files gets another name."""
@@ -86,7 +86,7 @@ class Cache:
         self._digests: dict[str, tuple[_State, bytes]] = {}
 
     @classmethod
-    def of(cls, config: DataConfig) -> Cache | None:
+    def of(cls, config: PhotoConfig) -> Cache | None:
         """The cache a configuration asks for; None when it wants none."""
         if config.cache is False:
             return None
@@ -126,6 +126,25 @@ class Cache:
         if kept is not None and len(kept) == np.prod(shape):
             return kept.reshape(shape)
         return self._prepare(path, settings, key)
+
+    def square_of(self, content: bytes, settings: FundusSettings, make: Callable[[], Photo]) -> Photo:
+        """What `make` prepares of a photograph that is no file of its own, from the cache where it has it.
+
+        Args:
+            content: the photograph's bytes.
+            settings: how it becomes a square.
+            make: gives the square, uint8[pixels, pixels, 3].
+        """
+        digest = hashlib.sha256(content).hexdigest()
+        code = VERSION, cv2.__version__, pillow_version
+        key = content_key("square of bytes", *code, settings.to_dict(), digest)
+        shape = settings.pixels, settings.pixels, 3
+        kept = self.store.get(key)
+        if kept is not None and len(kept) == np.prod(shape):
+            return kept.reshape(shape)
+        square = make()
+        self.store.put([Item(key, Kind.SQUARE, square.tobytes())])
+        return square
 
     def _prepare(self, path: Path, settings: FundusSettings, key: bytes) -> Photo:
         square = load_square(path, settings)

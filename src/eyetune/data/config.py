@@ -21,8 +21,8 @@ AugmentConfig = AugmentLevel | tuple[str | dict[str, dict[str, Any]], ...]
 `[RandomHorizontalFlip, {RandomRotation: {degrees: 20}}]`."""
 
 
-class DataConfig(Section):
-    """Where the photographs and their labels are, and how they are prepared."""
+class TableConfig(Section):
+    """Where the photographs and their labels are."""
 
     table: str
     """A CSV, TSV or JSONL file, a folder of class folders (train/val/test may stand above them), or hf:NAME."""
@@ -47,6 +47,11 @@ class DataConfig(Section):
     """Share of the images cut for the test when the data has no test split."""
     split_seed: int | None = Field(default=None, ge=0, lt=2**32)
     """Seed of the cut alone: other trainings on the same splits. Not given: the run's `seed`."""
+
+
+class PhotoConfig(Section):
+    """How photographs are prepared, and where the prepared ones are kept."""
+
     crop: bool = True
     """Crop to the field of view, the lit disc on its dark surround."""
     contrast: Contrast = "none"
@@ -55,8 +60,6 @@ class DataConfig(Section):
     """Make the image square by pad or squash. Not given: as the backbone was trained."""
     bits: int | None = Field(default=None, ge=9, le=16)
     """Bits that gray images of more than 8 bits use, 12 for many cameras. Not given: what the file says, else 16."""
-    skip_unreadable: bool = False
-    """Leave out images that cannot be read, and report them, instead of stopping."""
     cache: Path | bool = True
     """Where prepared images and features are kept: true in the user's cache folder, a folder there, false (--no-cache)
     nowhere."""
@@ -68,6 +71,13 @@ class DataConfig(Section):
     def _truth(cls, value: Any) -> Any:
         """A truth value that came as text: not the name of a folder."""
         return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+
+
+class DataConfig(PhotoConfig, TableConfig):
+    """Where the photographs and their labels are, and how they are prepared."""
+
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, and report them, instead of stopping."""
 
     @field_validator("classes", mode="before")
     @classmethod

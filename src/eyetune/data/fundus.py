@@ -18,7 +18,7 @@ from eyetune.data.photo import Photo, read_image
 
 if TYPE_CHECKING:
     from eyetune.backbones.backbone import Preprocess
-    from eyetune.data.config import DataConfig
+    from eyetune.data.config import PhotoConfig
 
 VERSION = 2
 """Counts up with every change to this file, photo.py or dicom.py that changes a pixel: squares prepared by an older
@@ -59,7 +59,7 @@ class FundusSettings:
         return GRAY if self.contrast == "ben-graham" else 0
 
     @classmethod
-    def of(cls, config: DataConfig, preprocess: Preprocess) -> FundusSettings:
+    def of(cls, config: PhotoConfig, preprocess: Preprocess) -> FundusSettings:
         """What the data section asks for, and the backbone where it does not say."""
         return cls(preprocess.pixels, config.fit or preprocess.fit, config.crop, config.contrast, config.bits)
 

@@ -101,10 +101,10 @@ class FundusDataset(Dataset[dict[str, Any]]):
     def _draw(self, epoch: int, index: int) -> int:
         """The seed of one augmentation."""
         if not self.by_content:
-            return _mix(self.seed, epoch, index)
+            return mix(self.seed, epoch, index)
         path = self.records[index].image
         digest = file_digest(path) if self.cache is None else self.cache.digest(path)
-        return _mix(epoch, *np.frombuffer(digest, np.uint32).tolist())
+        return mix(epoch, *np.frombuffer(digest, np.uint32).tolist())
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
@@ -113,7 +113,7 @@ class FundusDataset(Dataset[dict[str, Any]]):
         except DataError as error:
             # An exception would reach the other process wrapped in a traceback; the text alone is what helps.
             return {"error": str(error)}
-        image, *draws = _listed(_seeded(self._draw(epoch, index), self.transform, square))
+        image, *draws = _listed(seeded(self._draw(epoch, index), self.transform, square))
         sample = {"image": image, "target": self.targets[index], "index": index}
         return sample | ({"draws": draws[0]} if draws else {})
 
@@ -128,7 +128,7 @@ def _listed(image: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tenso
     return image if isinstance(image, tuple) else (image,)
 
 
-def _seeded(seed: int, transform: Any, square: torch.Tensor) -> Any:
+def seeded(seed: int, transform: Any, square: torch.Tensor) -> Any:
     """The transform under a seed of its own. Only torch's CPU generator is touched, and put back: without workers this
     is the training process, whose dropout and GPU generators must not notice."""
     state = torch.get_rng_state()
@@ -139,7 +139,7 @@ def _seeded(seed: int, transform: Any, square: torch.Tensor) -> Any:
         torch.set_rng_state(state)
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """One well-spread 63-bit seed from several small numbers."""
     return int(np.random.SeedSequence([number & 0xFFFFFFFF for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
@@ -184,7 +184,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         count = len(self.labels)
         if not self.shuffle:
             return np.arange(count)
-        rng = np.random.default_rng(_mix(self.seed, self.epoch))
+        rng = np.random.default_rng(mix(self.seed, self.epoch))
         if not self.balanced:
             return rng.permutation(count)
         labels = np.array([-1 if label is None else label for label in self.labels])
@@ -308,15 +308,15 @@ def _a_death(workers: Sequence[BaseProcess]) -> bool:
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tensors stacked, numbers as int64[B]; the samples' errors, where they have any."""
     failed = [sample["error"] for sample in samples if "error" in sample]
     if failed:
         return {"error": "\n".join(failed)}
-    stacked = {
-        name: torch.stack([sample[name] for sample in samples]) for name in ("image", "draws") if name in samples[0]
-    }
-    return stacked | {
-        "target": torch.stack([sample["target"] for sample in samples]),
-        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+    return {
+        name: torch.stack([sample[name] for sample in samples])
+        if isinstance(value, torch.Tensor)
+        else torch.tensor([sample[name] for sample in samples], dtype=torch.int64)
+        for name, value in samples[0].items()
     }
 
 
@@ -466,21 +466,53 @@ def make_loader(
         seed=seed,
         shard=shard,
     )
+    loader = serve(
+        dataset,
+        batches,
+        batch_bytes=batch_bytes,
+        count=count,
+        processes=shard[1],
+        prefetch=prefetch,
+        pin_memory=pin_memory,
+    )
+    if training and on_device:
+        check_on_device(augment)
+        dataset.transform = DrawOnly(str(augment), settings.surround)
+        loader.carry_out = CarryOut(preprocess, str(augment), settings.surround)
+    return loader
+
+
+def serve(
+    dataset: Any,
+    batches: EpochBatches,
+    *,
+    batch_bytes: int,
+    count: int,
+    processes: int,
+    prefetch: int = 2,
+    pin_memory: bool | Literal["auto"] = "auto",
+) -> Loader:
+    """A loader of `dataset` in the order of `batches`.
+
+    Args:
+        dataset: by (epoch, index), a dict of tensors and numbers, or {"error": text}.
+        batches: the order.
+        batch_bytes: how large a batch is.
+        count: loading processes.
+        processes: training processes on this machine, each with as many.
+        prefetch, pin_memory: as for :func:`make_loader`.
+    """
     loader = Loader(
         dataset,
         batch_sampler=batches,
         num_workers=count,
-        collate_fn=_collate if _fits_shared_memory(batch_bytes, count * shard[1], prefetch) else _collate_for_pipes,
+        collate_fn=_collate if _fits_shared_memory(batch_bytes, count * processes, prefetch) else _collate_for_pipes,
         worker_init_fn=_start_worker,
         persistent_workers=count > 0,
         prefetch_factor=prefetch if count > 0 else None,
         pin_memory=torch.cuda.is_available() if pin_memory == "auto" else pin_memory,
     )
     loader.batches = batches
-    if training and on_device:
-        check_on_device(augment)
-        dataset.transform = DrawOnly(str(augment), settings.surround)
-        loader.carry_out = CarryOut(preprocess, str(augment), settings.surround)
     return loader
 
 

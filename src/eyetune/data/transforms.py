@@ -239,6 +239,32 @@ def level_steps(level: str, fill: float) -> list[v2.Transform]:
     raise UserError(f"unknown augment {level!r}.{did_you_mean(level, ('none', 'light', 'medium', 'strong'))}")
 
 
+UPRIGHT = 15.0
+"""Degrees: the most an upright picture is turned."""
+
+
+def upright_steps(level: str, fill: float) -> list[v2.Transform]:
+    """As :func:`level_steps` for pictures whose sides mean something: never mirrored, turned by no more than 15 degrees.
+
+    A mirrored left eye looks like a right one, and upside down a finding above the macula is below it: beside a text
+    that says so, either would teach the opposite.
+    """
+    steps: list[v2.Transform] = []
+    for step in level_steps(level, fill):
+        if isinstance(step, v2.RandomHorizontalFlip | v2.RandomVerticalFlip):
+            continue
+        if isinstance(step, v2.RandomAffine):
+            step = v2.RandomAffine(
+                min(UPRIGHT, step.degrees[1]),
+                translate=step.translate,
+                scale=step.scale,
+                interpolation=step.interpolation,
+                fill=fill,
+            )
+        steps.append(step)
+    return steps
+
+
 def _known() -> dict[str, type[v2.Transform]]:
     return {
         name: entry

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from eyetune.errors import MissingExtra
 
 if TYPE_CHECKING:
-    from eyetune.config import TrainConfig
+    from eyetune.config import LoopConfig
     from eyetune.train.rundir import RunDir
 
 
@@ -81,13 +81,13 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-def check_available(train: TrainConfig) -> None:
+def check_available(train: LoopConfig) -> None:
     """Raise MissingExtra, before any work is done, when a log in `train` needs a package that is not here."""
     if train.wandb and importlib.util.find_spec("wandb") is None:
         raise MissingExtra(*_WANDB)
 
 
-def open_logs(run: RunDir, train: TrainConfig, first_epoch: int, settings: Mapping[str, Any]) -> list[Log]:
+def open_logs(run: RunDir, train: LoopConfig, first_epoch: int, settings: Mapping[str, Any]) -> list[Log]:
     """The logs that `train` asks for; none in processes that do not write."""
     if not run.main:
         return []

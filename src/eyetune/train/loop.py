@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
     from eyetune.adapt.strategy import Strategy
     from eyetune.backbones.backbone import Backbone
-    from eyetune.config import TrainConfig
+    from eyetune.config import LoopConfig
     from eyetune.data.loader import Loader
     from eyetune.runtime import Runtime
 
@@ -84,7 +84,7 @@ def fit(
     *,
     run: RunDir,
     runtime: Runtime,
-    train: TrainConfig,
+    train: LoopConfig,
     lr: float,
     card: ModelCard,
     resume: bool = False,
@@ -120,7 +120,7 @@ def fit(
             trainer.prepare(train_loader, val_loader, resume=resume, features_once=features_once)
             return trainer.run_epochs(open_logs(run, train, trainer.progress.epochs_done, settings or {}))
         except KeyboardInterrupt as interrupt:
-            text = f"{trainer.kept()} in {run.path}. Go on with: eyetune finetune --resume {run.path}"
+            text = f"{trainer.kept()} in {run.path}. Go on with: {run.resume_command()}"
             raise Interrupted(text, getattr(interrupt, "signum", signal.SIGINT)) from None
 
 
@@ -143,7 +143,7 @@ class _Trainer:
         *,
         run: RunDir,
         runtime: Runtime,
-        train: TrainConfig,
+        train: LoopConfig,
         lr: float,
         card: ModelCard,
         say: Say,
@@ -180,7 +180,8 @@ class _Trainer:
         last = self.run.load_last() if resume else None
         self.runtime.place(self.model, move=not self.train.fsdp)
         if self.train.grad_checkpointing:
-            self.model.backbone.set_grad_checkpointing(True)
+            for tower in self.model.towers().values():
+                tower.set_grad_checkpointing(True)
         if last is not None:
             self._check_same(last.card)
             self.card = replace(self.card, task=last.card.task)
@@ -309,6 +310,8 @@ class _Trainer:
         self.progress.epochs_done = epoch + 1
         if improved:
             self.run.save_best(self.strategy.checkpoint(self.model), self.card.at(epoch, self.task.metric, value))
+        if self.train.save_every and (epoch + 1) % self.train.save_every == 0:
+            self.run.save_epoch(self.strategy.checkpoint(self.model), self.card.at(epoch, self.task.metric, value))
         news = self._advance(epoch, value)
         self._save_last(epoch, value)
         self.epochs_saved, self.part_saved = epoch + 1, ""
@@ -351,7 +354,7 @@ class _Trainer:
                 raise RunError(
                     f"{self.run.path} was stopped in the middle of an epoch with {part['processes']} processes, and "
                     f"only as many can go on from there; here are {self.runtime.processes}. Start as many, or go back "
-                    f"to the last whole epoch: eyetune finetune --resume {self.run.path} --from previous"
+                    f"to the last whole epoch: {self.run.resume_command()} --from previous"
                 )
             else:
                 self.begun = EpochState(**part["done"][self.runtime.rank])
@@ -482,7 +485,8 @@ class _Trainer:
         """The network that forward and backward run through; wrapped anew when other parameters train."""
         network = self._plain()
         if self.train.compile and not self.on_features:
-            compile_network(self.model.backbone)
+            for tower in self.model.towers().values():
+                compile_network(tower)
         self.network = self.runtime.prepare(network)
 
     def _plain(self) -> nn.Module:

@@ -19,7 +19,7 @@ from eyetune.runtime import alike, whole
 
 if TYPE_CHECKING:
     from eyetune.adapt.strategy import RateGroup
-    from eyetune.config import TrainConfig
+    from eyetune.config import LoopConfig
 
 #: Reduce-on-plateau: after this many epochs in a row without a better metric, the rate is multiplied by the factor.
 PLATEAU_EPOCHS = 2
@@ -173,7 +173,7 @@ class Schedule:
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, train: TrainConfig, *, epochs: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, train: LoopConfig, *, epochs: int, steps_per_epoch: int
 ) -> Schedule:
     """The schedule of a run of `epochs` epochs with `steps_per_epoch` optimizer steps each."""
     return Schedule(

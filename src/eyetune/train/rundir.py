@@ -6,6 +6,7 @@ Layout (see docs/configuration.md)::
     cost.json
     checkpoints/best/{model.safetensors, model.json}
     checkpoints/last/{model.safetensors, optimizer.safetensors, random.safetensors, state.json, model.json}
+    checkpoints/epoch-NNNN/  of every so many epochs, where train.save_every asks for it: as best
     checkpoints/previous/    while training: the `last` before this one, and in previous/best the `best` before, if new
     adapter/  predictions/NAME.csv  plots/NAME.png  tensorboard/  report.html  MODEL_CARD.md
     calibration.json  calibration.safetensors  calibration/SITE.json
@@ -30,7 +31,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from eyetune.errors import RunError, UserError, did_you_mean
 from eyetune.files import is_temporary, make_folder, sha256, sync, write_json, write_text, writing_failed
@@ -49,9 +50,11 @@ from eyetune.train.sealed import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eyetune.config import Config
+    from eyetune.config import Config, RunConfig
     from eyetune.metrics.calibration import Calibration
     from eyetune.metrics.table import Table
+
+AnyConfig = TypeVar("AnyConfig", bound="RunConfig")
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -63,6 +66,15 @@ CALIBRATION = "calibration.json"
 NOVELTY = "calibration.safetensors"
 
 LOCK = ".lock"
+
+FINETUNE = "finetune"
+_KINDS = {FINETUNE: "a run of eyetune finetune", "clip": "an image-text run (eyetune clip train)"}
+_VERBS = {FINETUNE: "finetune", "clip": "clip train"}
+_INSTEAD = {
+    FINETUNE: "eyetune evaluate and predict work with it.",
+    "clip": "eyetune clip retrieve and clip zeroshot work with it; {}/vision.safetensors is its image tower, for "
+    "model.weights.",
+}
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,8 @@ class Checkpoint:
     """The generators' states, when the run stopped inside an epoch."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """When it stopped between the batches of one optimizer step: their gradients so far."""
+    digest: str = ""
+    """SHA-256 of the file of the trained tensors; empty where the marker does not say."""
 
 
 class RunDir:
@@ -157,7 +171,7 @@ class RunDir:
             raise UserError(f"{path} is a file: choose another --out for the run folder.")
         if not is_free(path):
             hint = (
-                f"go on with it (eyetune finetune --resume {path}) or choose another --out"
+                f"go on with it ({RunDir(path).resume_command()}) or choose another --out"
                 if (path / "config.yaml").is_file()
                 else "choose another --out"
             )
@@ -176,8 +190,8 @@ class RunDir:
         return cls(path, main)
 
     @classmethod
-    def open(cls, path: Path | str, main: bool = True) -> RunDir:
-        """A run folder that exists. Raises RunError when there is none at `path`."""
+    def open(cls, path: Path | str, main: bool = True, kind: str = FINETUNE) -> RunDir:
+        """A run folder that exists. Raises RunError when there is none at `path`, or it is not of this kind."""
         path = Path(path)
         if not path.is_dir():
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -185,7 +199,22 @@ class RunDir:
         run = cls(path, main)
         if not run.config_file.is_file():
             raise RunError(f"{path} is not a run folder: it has no config.yaml. Name the folder that --out named.")
+        if (found := run.kind()) != kind:
+            raise RunError(f"{path} is {_KINDS[found]}, and this takes {_KINDS[kind]}. {_INSTEAD[found].format(path)}")
         return run
+
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return f"eyetune {_VERBS[self.kind()]} --resume {self.path}"
+
+    def kind(self) -> str:
+        """What kind of run it is, by its configuration: one of those that know their own kind, or of `finetune`."""
+        try:
+            with open(self.config_file, encoding="utf-8", errors="replace") as stream:
+                named = re.search(r"^kind: *['\"]?(\w+)", stream.read(1 << 20), re.MULTILINE)
+        except OSError:
+            return FINETUNE  # what is wrong with the file is said when it is read
+        return named[1] if named and named[1] in _KINDS else FINETUNE
 
     # -- where things are ------------------------------------------------------------------------------------------
 
@@ -271,7 +300,7 @@ class RunDir:
 
     # -- the small files -------------------------------------------------------------------------------------------
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, config: RunConfig) -> None:
         """Write `config.yaml`."""
         if self.main:
             write_text(self.config_file, config.to_yaml())
@@ -280,8 +309,12 @@ class RunDir:
         """Read `config.yaml`; the data it names need not be there any more. Raises RunError when damaged."""
         from eyetune.config import Config
 
+        return self.read_config_as(Config)
+
+    def read_config_as(self, kind: type[AnyConfig]) -> AnyConfig:
+        """As :meth:`read_config`, for the configuration of any kind of run."""
         try:
-            return Config.from_yaml(self.config_file, check_files=False)
+            return kind.from_yaml(self.config_file, check_files=False)
         except UserError as error:
             raise RunError(f"the run's configuration cannot be read. {error}") from error
 
@@ -512,17 +545,42 @@ class RunDir:
         """
         folder = self._settled(self.best)
         if folder is None:
-            raise RunError(f"no checkpoint at {self.best}: the run did not finish an epoch. {_AGAIN}")
+            raise RunError(
+                f"no checkpoint at {self.best}: the run did not finish an epoch. "
+                f"Run it again, or go on with: {self.resume_command()}"
+            )
         try:
             if epoch is not None and read_marker(folder).get("epoch") != epoch:
                 folder = _new(self.best)
                 if not (folder / MARKER).is_file() or read_marker(folder).get("epoch") != epoch:
                     raise RunError(f"{self.best} is not the checkpoint of epoch {epoch + 1}, which was the best.")
             marker = read_marker(folder)
-            verify(folder, marker)
-            return Checkpoint(read_sealed_tensors(folder, MODEL, marker), _card(folder, marker))
+            return _read_trained(folder, marker)
         except RunError as error:
             raise RunError(f"{error}\n{self._others(self.best)}") from error
+
+    def epoch_folder(self, epoch: int) -> Path:
+        """Where the checkpoint of an epoch, counted from 1, is kept that `train.save_every` asked for."""
+        return self.path / "checkpoints" / f"epoch-{epoch:04d}"
+
+    def save_epoch(self, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
+        """Keep the trained tensors of `card.epoch`, whatever comes later. Raises as :meth:`save_last`."""
+        folder = self.epoch_folder(card.epoch + 1)
+        if self.main and not (folder / MARKER).is_file():  # there already: the epoch is run again after a resume
+            shutil.rmtree(folder, ignore_errors=True)
+            self._build(folder, {MODEL: tensors}, {}, card)
+            _rename(_new(folder), folder)
+
+    def load_epoch(self, epoch: int) -> Checkpoint:
+        """What :meth:`save_epoch` kept of an epoch, counted from 1. Raises RunError when there is none, or damaged."""
+        folder = self.epoch_folder(epoch)
+        if not (folder / MARKER).is_file():
+            kept = sorted(int(found.name[6:]) for found in folder.parent.glob("epoch-*") if found.name[6:].isdigit())
+            raise RunError(
+                f"{self.path} keeps no checkpoint of epoch {epoch}. Kept: {', '.join(map(str, kept)) or 'none'} "
+                "(train.save_every)."
+            )
+        return _read_trained(folder, read_marker(folder))
 
     def load_last(self) -> Checkpoint | None:
         """The checkpoint to resume from, or None when nothing was saved yet.
@@ -549,7 +607,10 @@ class RunDir:
         if not self.main:
             return
         if not (self.previous / MARKER).is_file():
-            raise RunError(f"there is no checkpoint before {self.last}: {self.previous} is not there. {_AGAIN}")
+            raise RunError(
+                f"there is no checkpoint before {self.last}: {self.previous} is not there. Run it again, or go on with: "
+                f"{self.resume_command()}"
+            )
         _read_last(self.previous)
         older = self.previous / self.best.name
         if older.is_dir():
@@ -659,8 +720,8 @@ class RunDir:
         lines = []
         if damaged == self.last and (epochs := _whole(self.previous)) is not None:
             lines.append(
-                f"The checkpoint before it is whole ({epochs}). Go on from it with: eyetune finetune --resume "
-                f"{self.path} --from previous"
+                f"The checkpoint before it is whole ({epochs}). Go on from it with: {self.resume_command()} "
+                "--from previous"
             )
         if damaged != self.best and (epochs := _whole(self.best)) is not None:
             lines.append(f"{self.best} is whole ({epochs}): evaluate and predict work with it.")
@@ -670,9 +731,6 @@ class RunDir:
                 f"of {self.best}."
             )
         return "\n".join(lines) or "No other checkpoint of this run is whole: train it again, with another --out."
-
-
-_AGAIN = "Run it again, or go on with: eyetune finetune --resume RUN."
 
 
 def is_free(path: Path) -> bool:
@@ -693,6 +751,12 @@ def _new(folder: Path) -> Path:
 
 def _card(folder: Path, marker: Mapping[str, Any]) -> ModelCard:
     return ModelCard.from_dict({name: value for name, value in marker.items() if name != "files"}, folder / MARKER)
+
+
+def _read_trained(folder: Path, marker: Mapping[str, Any]) -> Checkpoint:
+    verify(folder, marker)
+    digest = marker.get("files", {}).get(MODEL, {}).get("sha256", "")
+    return Checkpoint(read_sealed_tensors(folder, MODEL, marker), _card(folder, marker), digest=digest)
 
 
 def _read_last(folder: Path) -> Checkpoint:

@@ -16,7 +16,7 @@ from eyetune.errors import UserError, listing
 from eyetune.progress import meter
 from eyetune.runtime import whole
 from eyetune.train.optim import Schedule, rates
-from eyetune.train.task import Batch, Batches, Task, enough_memory
+from eyetune.train.task import Batch, Batches, InParts, Task, enough_memory
 
 if TYPE_CHECKING:
     from eyetune.runtime import Runtime
@@ -132,10 +132,8 @@ def train_epoch(
             size = len(batch["index"])
             on_device = finish(runtime.to_device(batch))
             kept = _statistics(network) if skip_nonfinite else []
-            with runtime.accumulating(network, ends_step), _steady_norms(network, size):
-                with runtime.autocast():
-                    loss = task.loss(network, on_device)
-                runtime.backward(loss * (size / work.nominal))
+            with _steady_norms(network, size):
+                loss = _learn(task, network, on_device, runtime, weight=size / work.nominal, last=ends_step)
             _restore(kept, loss.detach().isfinite())
             work.add(number, batch["index"], loss.detach())
             leave = work.step(schedule, stop()) if ends_step else work.may_leave_step and stop()
@@ -143,6 +141,19 @@ def train_epoch(
             if leave and number + 1 < total:
                 raise EpochStopped(work.state(number + 1))
     return work.result()
+
+
+def _learn(
+    task: Task, network: nn.Module, batch: Batch, runtime: Runtime, *, weight: float, last: bool
+) -> Tensor:
+    """Forward and backward of a batch; returns its mean loss float[]. Arguments as :meth:`InParts.learn`."""
+    if isinstance(task, InParts):
+        return task.learn(network, batch, runtime, weight=weight, last=last)
+    with runtime.accumulating(network, last):
+        with runtime.autocast():
+            loss = task.loss(network, batch)
+        runtime.backward(loss * weight)
+    return loss
 
 
 class _Steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -75,6 +75,24 @@ class Task(Protocol):
 
     def names(self, indices: Sequence[int]) -> list[str]:
         """What to call these training samples in a message."""
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """A task whose batch is more than the sum of its samples: it takes its own way through forward and backward."""
+
+    def learn(self, network: nn.Module, batch: Batch, runtime: Runtime, *, weight: float, last: bool) -> Tensor:
+        """Add the gradient of `weight` times the batch's mean loss to that of the parameters.
+
+        Args:
+            network: as :meth:`Runtime.prepare` returned it.
+            batch: on the device.
+            runtime: knows the precision and the other processes.
+            weight: of this batch in the step.
+            last: whether the step ends with it, and gradients are exchanged (see :meth:`Runtime.accumulating`).
+
+        Returns float[], the mean loss over the batch, without a gradient.
+        """
 
 
 @dataclass(frozen=True)
