@@ -149,9 +149,7 @@ class RunConfig(Section):
         return cls.parse(override(content, overrides or {}), check_files=check_files, source=source)
 
     @classmethod
-    def parse(
-        cls, content: Mapping[str, Any], *, check_files: bool = True, source: str = "the configuration"
-    ) -> Self:
+    def parse(cls, content: Mapping[str, Any], *, check_files: bool = True, source: str = "the configuration") -> Self:
         """Build a configuration from nested mappings. Raises ConfigError with every fault, by dotted path."""
         faults: dict[str, str] = {}
         config: Self | None = None
@@ -423,9 +421,7 @@ def override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
-def _messages(
-    config: type[RunConfig], error: ValidationError, content: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
+def _messages(config: type[RunConfig], error: ValidationError, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     adapt = content.get("adapt")
     kind = adapt.get("kind") if isinstance(adapt, Mapping) else adapt
     known = _known_paths(config, kind)

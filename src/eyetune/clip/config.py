@@ -112,8 +112,8 @@ class ClipTrainConfig(LoopConfig):
     batch_size: int = Field(default=64, ge=2)
     """Pairs that are contrasted with each other, in one process; with several, those of all processes are."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Pairs in one forward pass: a batch is computed in parts of this size, with the gradients of the whole (GradCache),
-    in little memory and a third more time. Not given: all at once."""
+    """Pairs in one forward pass: a batch is computed in parts of this size, with the gradients of the whole
+    (GradCache), in little memory and a third more time. Not given: all at once."""
     metric: Literal["mean_recall", "recall_at_1", "recall_at_5", "recall_at_10", "mrr", "loss"] = "mean_recall"
     """Validation metric that chooses the best epoch: recall at 1, 5 and 10 in both directions, its mean, mean
     reciprocal rank, or the loss."""

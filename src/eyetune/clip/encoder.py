@@ -91,7 +91,7 @@ def fetch(name: str) -> Path:
     except Exception as error:  # the hub's, the connection's and the cache's own errors
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"text encoder {name!r} is neither a folder here nor a name the hub gives us ({said}). Give the folder with "
-            "its config.json, weights and vocab.txt, or its name on the hub."
+            f"text encoder {name!r} is neither a folder here nor a name the hub gives us ({said}). Give the folder "
+            "with its config.json, weights and vocab.txt, or its name on the hub."
         ) from error
     return folder

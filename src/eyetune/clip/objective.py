@@ -65,10 +65,14 @@ def contrast(
         for image, text, scale in CONTRASTS:
             factor = mine[scale].float().clamp(max=LARGEST_SCALE)
             images, texts = mine[image].float(), mine[text].float()
-            total = total + (
-                _cross_entropy(factor * images @ everyone[text].float().T, share)
-                + _cross_entropy(factor * texts @ everyone[image].float().T, share)
-            ) / 2
+            total = (
+                total
+                + (
+                    _cross_entropy(factor * images @ everyone[text].float().T, share)
+                    + _cross_entropy(factor * texts @ everyone[image].float().T, share)
+                )
+                / 2
+            )
     return total if each else total.mean()
 
 

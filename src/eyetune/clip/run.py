@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from eyetune.backbones import Preprocess, load_backbone
 from eyetune.clip.config import CLIP, SMALL, ClipConfig
 from eyetune.clip.encoder import load_encoder, small_encoder
 from eyetune.clip.loading import bert_model, load_clip
-from eyetune.clip.model import RetClip
+from eyetune.clip.model import SCALES, RetClip
 from eyetune.clip.text import text_config
 from eyetune.clip.tokens import Tokenizer
 from eyetune.clip.towers import BothTowers, merged_tower
@@ -98,8 +99,6 @@ def _new_model(config: ClipConfig, tokens: int) -> RetClip:
 
 def _started(config: ClipConfig) -> tuple[RetClip, Tokenizer]:
     """The model that `model.start` names, its adapters merged, and its vocabulary."""
-    import torch
-
     start = config.model.start
     assert start is not None
     if start.is_dir():
@@ -114,8 +113,8 @@ def _started(config: ClipConfig) -> tuple[RetClip, Tokenizer]:
         model = load_clip("ret-clip", weights=start)
         tokenizer = Tokenizer.from_folder_or_name(config.text.encoder)
     if config.model.scale is not None:
-        for parameter in (model.logit_scale, model.logit_scale_left, model.logit_scale_right):
-            parameter.data = torch.full_like(parameter.data, config.model.scale).log()
+        for name in SCALES:
+            model.get_parameter(name).data.fill_(math.log(config.model.scale))
     return model, tokenizer
 
 
@@ -249,10 +248,8 @@ def rebuild(checkpoint: Checkpoint, config: ClipConfig, folder: RunDir) -> tuple
     known = dict(zip(("visual", "bert"), card.fingerprint.split(":"), strict=True))
     for name, config_of in strategy.configs.items():
         if config_of.kind != "full" and strategy.fingerprint(name) != known[name]:
-            raise RunError(
-                f"{folder.path} was trained on other base weights than "
-                f"{config.model.weights or config.model.backbone if name == 'visual' else config.text.encoder} holds now."
-            )
+            base = config.model.weights or config.model.backbone if name == "visual" else config.text.encoder
+            raise RunError(f"{folder.path} was trained on other base weights than {base} holds now.")
     strategy.load_checkpoint(model, checkpoint.tensors)
     strategy.set_mode(model, training=False)
     return model, strategy
@@ -266,8 +263,8 @@ def _like_trained(checkpoint: Checkpoint, config: ClipConfig, folder: RunDir) ->
         weights = "random"
     elif weights not in (None, "hub", "random") and not Path(weights).is_file():
         raise RunError(
-            f"{folder.path} was trained on the base weights {weights}, which are no longer there. A run keeps only what "
-            "training changed: put the file back."
+            f"{folder.path} was trained on the base weights {weights}, which are no longer there. A run keeps only "
+            "what training changed: put the file back."
         )
     backbone = load_backbone(card.backbone, weights, pixels=card.pixels, pool=card.pool)
     bert: nn.Module

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from eyetune.adapt.classifier import Classifier
 from eyetune.adapt.freezing import FullConfig
 from eyetune.adapt.lora import LoraConfig, merge
 from eyetune.adapt.strategy import RateGroup, Strategy, check_coverage, split_by_decay
 from eyetune.backbones.backbone import Backbone
-from eyetune.clip.model import HEADS, SCALES, RetClip
+from eyetune.clip.model import HEADS, SCALES
 
 if TYPE_CHECKING:
     from eyetune.clip.config import TowerConfig
@@ -130,9 +130,13 @@ class BothTowers(Strategy):
         own = inner if tower == "visual" else f"network.{inner}"
         return self.parts[tower].saved(self.alone[tower], f"backbone.{own}")
 
-    def load_state(self, model: Any, state: Mapping[str, Any]) -> None:
-        """There is none: no tower has phases."""
-        super().load_state(model, state)
+    def checkpoint(self, model: Any) -> dict[str, Tensor]:
+        """As :meth:`Strategy.checkpoint`, of a :class:`RetClip`."""
+        return super().checkpoint(model)
+
+    def load_checkpoint(self, model: Any, tensors: Mapping[str, Tensor]) -> None:
+        """As :meth:`Strategy.load_checkpoint`, of a :class:`RetClip`."""
+        super().load_checkpoint(model, tensors)
 
 
 def merged_tower(tower: Backbone) -> Backbone:

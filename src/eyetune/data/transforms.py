@@ -244,7 +244,7 @@ UPRIGHT = 15.0
 
 
 def upright_steps(level: str, fill: float) -> list[v2.Transform]:
-    """As :func:`level_steps` for pictures whose sides mean something: never mirrored, turned by no more than 15 degrees.
+    """As :func:`level_steps` where the sides mean something: never mirrored, turned by no more than 15 degrees.
 
     A mirrored left eye looks like a right one, and upside down a finding above the macula is below it: beside a text
     that says so, either would teach the opposite.
@@ -254,14 +254,16 @@ def upright_steps(level: str, fill: float) -> list[v2.Transform]:
         if isinstance(step, v2.RandomHorizontalFlip | v2.RandomVerticalFlip):
             continue
         if isinstance(step, v2.RandomAffine):
-            step = v2.RandomAffine(
+            turned = v2.RandomAffine(
                 min(UPRIGHT, step.degrees[1]),
                 translate=step.translate,
                 scale=step.scale,
                 interpolation=step.interpolation,
                 fill=fill,
             )
-        steps.append(step)
+            steps.append(turned)
+        else:
+            steps.append(step)
     return steps
 
 

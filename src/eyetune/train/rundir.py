@@ -608,8 +608,8 @@ class RunDir:
             return
         if not (self.previous / MARKER).is_file():
             raise RunError(
-                f"there is no checkpoint before {self.last}: {self.previous} is not there. Run it again, or go on with: "
-                f"{self.resume_command()}"
+                f"there is no checkpoint before {self.last}: {self.previous} is not there. Run it again, or go on "
+                f"with: {self.resume_command()}"
             )
         _read_last(self.previous)
         older = self.previous / self.best.name

@@ -143,9 +143,7 @@ def train_epoch(
     return work.result()
 
 
-def _learn(
-    task: Task, network: nn.Module, batch: Batch, runtime: Runtime, *, weight: float, last: bool
-) -> Tensor:
+def _learn(task: Task, network: nn.Module, batch: Batch, runtime: Runtime, *, weight: float, last: bool) -> Tensor:
     """Forward and backward of a batch; returns its mean loss float[]. Arguments as :meth:`InParts.learn`."""
     if isinstance(task, InParts):
         return task.learn(network, batch, runtime, weight=weight, last=last)
