@@ -137,6 +137,8 @@ def test_no_function_beyond_a_hundred_lines() -> None:
         ["check", "memory"],
         ["check", "data"],
         ["check", "loader"],
+        ["clip"],
+        ["clip", "train"],
     ],
     ids=" ".join,
 )

@@ -50,6 +50,10 @@ data.command("eyetune.verbs.data:table", name="table", help="List photographs, w
 data.command("eyetune.verbs.data:cache", name="cache", help="Prepare photographs in advance; show or clear the cache.")
 app.command(data)
 
+clip = App(name="clip", help="Image-text models: both eyes of a patient and the report about them.")
+clip.command("eyetune.verbs.clip_train:app", name="train", help="Contrast eyes and texts; score retrieval.")
+app.command(clip)
+
 models = App(name="models", help="The backbones, and what is inside a weights file.")
 models.command("eyetune.verbs.models:list_models", name="list", help="Every backbone: size, pixels, licence, source.")
 models.command("eyetune.verbs.models:inspect", name="inspect", help="Which family a file is, and what would load.")

@@ -120,6 +120,8 @@ class RunConfig(Section):
     """Fields that have fields of their own."""
     REQUIRED: ClassVar[str] = ""
     """The field, by dotted path, without which there is no run."""
+    EXAMPLE: ClassVar[tuple[str, str]] = ("", "")
+    """What is enough to start, in words, and what to type then."""
 
     def misfits(self) -> Iterator[tuple[str, str]]:
         """Settings that cannot go together: dotted path and what is wrong."""
@@ -196,6 +198,10 @@ class Config(RunConfig, _Finetune):
 
     SECTIONS: ClassVar[tuple[str, ...]] = SECTIONS
     REQUIRED: ClassVar[str] = "data.table"
+    EXAMPLE: ClassVar[tuple[str, str]] = (
+        "A table of your own is enough",
+        "eyetune finetune --data.table labels.csv --out runs/first",
+    )
 
     @property
     def learning_rate(self) -> float:

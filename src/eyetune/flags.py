@@ -17,7 +17,7 @@ import yaml
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from eyetune.config import flags
+from eyetune.config import Config, RunConfig, flags
 from eyetune.errors import ConfigError, did_you_mean
 
 #: Options that several verbs share, outside the configuration.
@@ -86,16 +86,17 @@ class Words:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def parse(words: Sequence[str]) -> Words:
+def parse(words: Sequence[str], config: type[RunConfig] = Config) -> Words:
     """Read `[POSITIONAL] [--section.field value]…`. Raises ConfigError for a second positional word or a short flag.
 
-    Whether the fields exist and the values fit is the configuration's to say: it reports all faults together.
+    `config` says which fields are true or false. Whether the fields exist and the values fit is for it to say, too: it
+    reports all faults together.
     """
     positional: str | None = None
     overrides: dict[str, Any] = {}
     waiting = list(words)
-    switches = {flag.path for flag in flags() if flag.type == "true|false"}
-    negatable = switches | {flag.path for flag in flags() if "true|false" in flag.type.split("|", 1)[-1]}
+    switches = {flag.path for flag in flags(config) if flag.type == "true|false"}
+    negatable = switches | {flag.path for flag in flags(config) if "true|false" in flag.type.split("|", 1)[-1]}
     while waiting:
         word = waiting.pop(0)
         if not word.startswith("--"):
@@ -121,16 +122,16 @@ def parse(words: Sequence[str]) -> Words:
     return Words(positional, overrides)
 
 
-def help_text(width: int = 76) -> str:
+def help_text(config: type[RunConfig] = Config, width: int = 76) -> str:
     """How configuration and flags go together, then every field as a flag: its type, default and meaning."""
     lines = [
-        "CONFIG.yaml and flags may be mixed; flags win. A table of your own is enough:",
-        "  eyetune finetune --data.table labels.csv --out runs/first",
+        f"CONFIG.yaml and flags may be mixed; flags win. {config.EXAMPLE[0]}:",
+        f"  {config.EXAMPLE[1]}",
         "With --resume RUN an interrupted run goes on exactly where it stopped;",
         "with --from previous behind it, from the checkpoint before the last.",
     ]
     section = None
-    for path, kind, default, meaning in flags():
+    for path, kind, default, meaning in flags(config):
         if path.rpartition(".")[0] != section:
             section = path.rpartition(".")[0]
             lines += ["", f"{section}:" if section else "run:"]

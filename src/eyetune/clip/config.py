@@ -53,6 +53,8 @@ class TextConfig(Section):
     model reads (its weights come from model.start); a run folder brings its own."""
     length: int = Field(default=128, ge=8, le=8192)
     """Tokens of a text that are read; longer ones are cut."""
+    sample: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training texts of which only some sentences, drawn anew in every epoch, are read."""
     vocabulary: int = Field(default=1000, ge=100, le=200_000)
     """Tokens of the vocabulary of encoder small."""
     layers: int = Field(default=2, ge=1, le=48)
@@ -132,9 +134,10 @@ class _Clip(Section):
     adapt_image: TowerConfig = TowerConfig()
     adapt_text: TowerConfig = TowerConfig()
     train: ClipTrainConfig = ClipTrainConfig()
-    augment: Literal["none", "light", "medium", "strong"] = "light"
+    augment: Literal["none", "light", "medium", "strong"] | None = None
     """Changes to the training images. Never mirrored and never turned by more than 15 degrees: the texts speak of left
-    and right, above and below."""
+    and right, above and below. Not given: light, or none where both towers are frozen, whose features are then
+    computed once."""
     out: Path = Path("runs/clip")
     """The run folder, new or empty."""
 
@@ -144,11 +147,27 @@ class ClipConfig(RunConfig, _Clip):
 
     SECTIONS: ClassVar[tuple[str, ...]] = ("data", "model", "text", "adapt_image", "adapt_text", "train")
     REQUIRED: ClassVar[str] = "data.folder"
+    EXAMPLE: ClassVar[tuple[str, str]] = (
+        "Prepared pairs are enough",
+        "eyetune clip train --data.folder pairs --out runs/clip",
+    )
 
     @property
     def learning_rate(self) -> float:
         """`train.lr`, or 5e-4."""
         return 5e-4 if self.train.lr is None else self.train.lr
+
+    @property
+    def changes(self) -> str:
+        """`augment`, settled."""
+        frozen = self.adapt_image.kind == self.adapt_text.kind == "frozen"
+        return self.augment or ("none" if frozen else "light")
+
+    @property
+    def once(self) -> bool:
+        """Whether what the towers give for a pair is the same in every epoch."""
+        frozen = self.adapt_image.kind == self.adapt_text.kind == "frozen"
+        return frozen and self.changes == "none" and not self.text.sample
 
     def misfits(self) -> Iterator[tuple[str, str]]:
         """Settings that cannot go together: dotted path and what is wrong."""
@@ -158,6 +177,8 @@ class ClipConfig(RunConfig, _Clip):
             yield "train.fsdp", "is for fine-tuning only"
         if self.text.width > 64 and self.text.width % 64:
             yield "text.width", f"must be a multiple of 64, or at most 64, got {self.text.width}"
+        if self.model.start is None and self.text.encoder == SMALL and self.adapt_text.kind != "full":
+            yield "adapt_text.kind", f"text.encoder {SMALL} has learnt nothing yet: full, or name another encoder"
         if self.train.micro_batch is not None and self.train.micro_batch > self.train.batch_size:
             yield "train.micro_batch", f"is more than train.batch_size ({self.train.batch_size})"
 
