@@ -62,7 +62,7 @@ def test_the_copy_is_used_again_until_the_dataset_changes(tmp_path: Path, monkey
     made(tmp_path, 4).save_to_disk(str(tmp_path / "saved"))
     first = Manifest.from_huggingface(str(tmp_path / "saved"))
     with monkeypatch.context() as patch:
-        patch.setattr("eyetune.data.hub._open", lambda *_: pytest.fail("read again"))
+        patch.setattr("eyetune.data.hub.open_dataset", lambda *_: pytest.fail("read again"))
         again = Manifest.from_huggingface(str(tmp_path / "saved"))
     assert again.records == first.records
     assert again.classes == first.classes

@@ -51,6 +51,9 @@ data.command("eyetune.verbs.data:cache", name="cache", help="Prepare photographs
 app.command(data)
 
 clip = App(name="clip", help="Image-text models: both eyes of a patient and the report about them.")
+clip.command(
+    "eyetune.verbs.clip_prepare:command", name="prepare", help="Photographs and texts to pairs, in RET-CLIP's layout."
+)
 clip.command("eyetune.verbs.clip_train:app", name="train", help="Contrast eyes and texts; score retrieval.")
 app.command(clip)
 

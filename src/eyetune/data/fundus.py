@@ -5,6 +5,7 @@ Training, evaluation and prediction all go through :func:`load_square`; its sett
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eyetune.data.config import Contrast, Fit
-from eyetune.data.photo import Photo, read_image
+from eyetune.data.photo import Photo, decode_image, read_image
 
 if TYPE_CHECKING:
     from eyetune.backbones.backbone import Preprocess
@@ -190,12 +191,21 @@ def load_square(path: Path, settings: FundusSettings) -> Photo:
 
     Raises DataError as :func:`eyetune.data.photo.read_image` does.
     """
-    wanted = int(np.ceil(_MARGIN * settings.pixels))
-    image = read_image(path, short_side=wanted, bits=settings.bits)
+    return _square(lambda short_side: read_image(path, short_side=short_side, bits=settings.bits), settings)
+
+
+def decode_square(data: bytes, where: str, settings: FundusSettings) -> Photo:
+    """As :func:`load_square`, of the bytes of a file; `where` stands in messages."""
+    return _square(lambda short_side: decode_image(data, where, short_side=short_side, bits=settings.bits), settings)
+
+
+def _square(read: Callable[[int | None], Photo], settings: FundusSettings) -> Photo:
+    """The square of what `read` decodes, its shorter side as asked, or whole for None."""
+    image = read(int(np.ceil(_MARGIN * settings.pixels)))
     field = find_field(image) if settings.crop else None
     if field is not None and max(field.width, field.height) < settings.pixels:
         # A small field in a wide frame: what was decoded small would have to be enlarged.
-        image, field = read_image(path, bits=settings.bits), None
+        image, field = read(None), None
     return prepare(image, settings, field)
 
 

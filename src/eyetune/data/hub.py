@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ def read(
             raise
         # The libraries below raise their own, requests' and pyarrow's errors.
         except Exception as error:
-            raise DataError(f"{source}: {_explain(error, local)}") from error
+            raise DataError(f"{source}: {explain(error, local)}") from error
         files.write_json(index, vars(copy))
         notes = [f"images copied to {folder}"] if any(Path(file).is_relative_to(folder) for file in copy.files) else []
     wanted = {part: column or copy.roles.get(part) for part, column in columns.items() if part != "image"}
@@ -112,14 +112,14 @@ def _cache_folder(name: str, local: Path, columns: tables.Columns) -> Path:
 
 
 def _read(name: str | Path, columns: tables.Columns, folder: Path, source: str) -> _Copy:
-    parts = _open(name)
+    parts = open_dataset(name)
     features = next(iter(parts.values())).features or {}
     roles = _roles(features, columns, source)
     class_names = getattr(features.get(roles.get("label", "")), "names", None)
     rows: list[dict[str, str]] = []
     paths: list[str] = []
     for split, part in parts.items():
-        examples = _undecoded(part, roles["image"])
+        examples = undecoded(part, roles["image"])
         for number, example in enumerate(track(examples, getattr(part, "num_rows", None), f"Reading {source} {split}")):
             image = example.pop(roles["image"])
             where = f"{source} {split} row {number}"
@@ -137,7 +137,8 @@ def _read(name: str | Path, columns: tables.Columns, folder: Path, source: str) 
     return _Copy([*features, _SPLIT], rows, paths, roles, class_names)
 
 
-def _open(name: str | Path) -> dict[str, datasets.Dataset | datasets.IterableDataset]:
+def open_dataset(name: str | Path) -> dict[str, datasets.Dataset | datasets.IterableDataset]:
+    """The parts of a dataset by name: of a folder (a Path), or of a name on the hub, streamed."""
     try:
         import datasets
     except ImportError:
@@ -155,17 +156,9 @@ def _open(name: str | Path) -> dict[str, datasets.Dataset | datasets.IterableDat
 
 def _roles(features: Mapping[str, Any], columns: tables.Columns, source: str) -> dict[str, str]:
     """The columns whose type says what they are: the images, and the labels that carry class names."""
-    roles: dict[str, str] = {}
     wanted = columns.get("image")
     assert wanted is None or isinstance(wanted, str)  # only labels may be several
-    if wanted is not None and wanted not in features:
-        raise DataError(
-            f"{source}: no column {wanted!r}.{did_you_mean(wanted, features)} It has {', '.join(features)}."
-        )
-    images = [key for key, feature in features.items() if _holds_images(feature)]
-    if wanted is None and not images:
-        raise DataError(f"{source}: no column holds images; it has {', '.join(features)}.")
-    roles["image"] = wanted or images[0]
+    roles = {"image": image_column(features, wanted, source)}
     label = columns.get("label")
     named = [key for key, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     standard = [key for key in named if key.lower() in tables.STANDARD["label"]]
@@ -178,16 +171,45 @@ def _roles(features: Mapping[str, Any], columns: tables.Columns, source: str) ->
     return roles
 
 
+def image_column(features: Mapping[str, Any], wanted: str | None, source: str) -> str:
+    """The column that holds the images: the one asked for, else the first that does. Raises DataError without one."""
+    if wanted is not None and wanted not in features:
+        raise DataError(
+            f"{source}: no column {wanted!r}.{did_you_mean(wanted, features)} It has {', '.join(features)}."
+        )
+    images = [key for key, feature in features.items() if _holds_images(feature)]
+    if wanted is None and not images:
+        raise DataError(f"{source}: no column holds images; it has {', '.join(features)}.")
+    return wanted or images[0]
+
+
 def _holds_images(feature: object) -> bool:
     return type(feature).__name__ == "Image" or (isinstance(feature, Mapping) and {"bytes", "path"} <= feature.keys())
 
 
-def _undecoded(part: Any, image: str) -> Iterator[dict[str, Any]]:
+def undecoded(part: Any, image: str) -> Any:
+    """A part of a dataset whose images come as they are stored."""
     import datasets
 
-    if type(part.features[image]).__name__ == "Image":
+    if type((part.features or {}).get(image)).__name__ == "Image":
         part = part.cast_column(image, datasets.Image(decode=False))
-    return iter(part)
+    return part
+
+
+def image_bytes(image: Any, folder: Path, where: str) -> bytes:
+    """The bytes of an image as a dataset stores it; of a folder, possibly beside it. Raises DataError without one."""
+    data, original = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (None, image)
+    if data is not None:
+        return bytes(data)
+    path = Path(str(original))
+    if folder.is_dir() and not path.is_absolute():
+        path = folder / path
+    try:
+        if original and path.is_file():
+            return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{where}: cannot read {path}: {error.strerror}.") from None
+    raise DataError(f"{where}: neither the image itself nor a file at {original!r}.")
 
 
 def _materialise(image: Any, folder: Path, number: int, name: str | Path, where: str) -> Path:
@@ -221,7 +243,8 @@ def _cell(feature: object, value: object) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _explain(error: Exception, local: Path) -> str:
+def explain(error: Exception, local: Path) -> str:
+    """What went wrong with a dataset, in words that follow its name."""
     kind = type(error).__name__
     said = str(error).split("\n", 1)[0]
     if "Gated" in kind or "gated" in said:

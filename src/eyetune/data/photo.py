@@ -76,10 +76,10 @@ def read_image(path: Path, *, short_side: int | None = None, bits: int | None = 
         return _decode(stream, os.fstat(stream.fileno()).st_size, short_side, bits)
 
 
-def decode_image(data: bytes, where: str) -> Photo:
-    """As :func:`read_image`, of the bytes of a file that is none (no DICOM); `where` stands in its messages."""
+def decode_image(data: bytes, where: str, *, short_side: int | None = None, bits: int | None = None) -> Photo:
+    """As :func:`read_image`, of the bytes of a file, which is no DICOM; `where` stands in messages."""
     with _said_of(where):
-        return _decode(io.BytesIO(data), len(data), None, None)
+        return _decode(io.BytesIO(data), len(data), short_side, bits)
 
 
 @contextlib.contextmanager

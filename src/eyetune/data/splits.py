@@ -153,6 +153,18 @@ def _cut(pool: Manifest, shares: Mapping[str, float], seed: int, together: Seque
     return assigned
 
 
+def draw_patients(patients: Iterable[str], share: float, seed: int) -> set[str]:
+    """A share of some patients, one or more, by the hash of their names: who is drawn does not depend on the order.
+
+    Args:
+        patients: names; repeats count once.
+        share: above 0 and below 1.
+        seed: another seed, other patients.
+    """
+    order = sorted(set(patients), key=lambda name: _shuffle(seed, ("patient", name)))
+    return set(order[: max(1, round(share * len(order)))])
+
+
 def _merge(groups: dict[tuple[str, str], list[int]], together: Sequence[Sequence[int]]) -> None:
     """Make one group of those that hold records to be kept together, under the first of their keys."""
     keys = sorted(groups)

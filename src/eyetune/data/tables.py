@@ -34,7 +34,7 @@ _SPLIT_WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_EYE_WORDS = {
+EYE_WORDS = {
     "left": "left", "l": "left", "os": "left", "le": "left",
     "right": "right", "r": "right", "od": "right", "re": "right",
 }  # fmt: skip
@@ -338,4 +338,4 @@ def _optional(row: Mapping[str, str], chosen: Mapping[str, str], part: str) -> s
 
 
 def _eye(word: str | None) -> str | None:
-    return None if word is None else _EYE_WORDS.get(word.lower(), word)
+    return None if word is None else EYE_WORDS.get(word.lower(), word)

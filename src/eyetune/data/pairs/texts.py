@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eyetune.data.pairs.layout import IMAGES_KEY, SAMPLES_KEY, decode_base64
+from eyetune.data.pairs.layout import IMAGES_KEY, SAMPLES_KEY
+from eyetune.data.pairs.sample import InTable, Problems
 from eyetune.errors import DataError
 from eyetune.files import atomic
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _LONGEST_LINE = 2**28
 """Bytes of a line: two images of 100 million bytes each. A file without line ends is not read into memory."""
@@ -69,27 +72,53 @@ def write_texts(path: Path, texts: Iterable[Text]) -> None:
 
 
 def read_images(path: Path) -> Iterator[Images]:
-    """The lines of a TSV of images, one at a time.
+    """The lines of a TSV of images, one at a time. (Whether a cell is base64, and of an image, is not looked at.)
 
-    Raises DataError, naming the line, for one that has not three columns, names nobody, or holds no base64. (Whether
-    it is the base64 of an image is for whoever decodes it.)
+    Raises DataError, naming the line, for one that has not three columns or names nobody.
     """
-    for number, line in _lines(path):
+    for number, _, line in _lines(path):
+        cells = line.split("\t")
+        if fault := line_fault(cells):
+            raise DataError(f"{path} line {number} {fault}.")
+        yield Images(cells[0].strip(), cells[1].strip(), cells[2].strip(), f"{path.name} line {number}")
+
+
+def line_fault(cells: Sequence[str]) -> str | None:
+    """What is wrong with the cells of a line of images, in the words after "line 7"; None if nothing."""
+    if len(cells) != 3:
+        said = "two columns, so one image" if len(cells) == 2 else f"{len(cells)} columns"
+        return (
+            f"has {said}. It takes three, with tabs between them: patient, left image, right image (for one eye, the "
+            "same image twice)"
+        )
+    fault = name_fault(cells[0].strip())
+    return f"is of a patient that {fault}" if fault else None
+
+
+def scan_images(path: Path, problems: Problems) -> dict[str, dict[str, InTable]]:
+    """Where the images of every patient of a TSV are: {patient: {"left", "right"}}, or {"": one image} used for both.
+
+    Lines that are wrong go into `problems`, and so do further lines of a patient. Raises DataError when the file is
+    missing or not text.
+    """
+    found: dict[str, dict[str, InTable]] = {}
+    first: dict[str, str] = {}
+    for number, offset, line in _lines(path):
         where = f"{path.name} line {number}"
         cells = line.split("\t")
-        if len(cells) != 3:
-            said = "two columns: one image" if len(cells) == 2 else f"{len(cells)} columns"
-            raise DataError(
-                f"{path} line {number} has {said}. It takes three, with tabs between them: patient, left image, right "
-                "image (for one eye, the same image twice)."
-            )
-        patient, left, right = (cell.strip() for cell in cells)
-        if fault := name_fault(patient):
-            raise DataError(f"{path} line {number}: the patient {fault}.")
-        for eye, cell in (("left", left), ("right", right)):
-            if decode_base64(cell) is None:
-                raise DataError(f"{path} line {number}: the {eye} image is no base64, or cut short.")
-        yield Images(patient, left, right, where)
+        if fault := line_fault(cells):
+            problems.add("broken", where, fault)
+            continue
+        patient = cells[0].strip()
+        if patient in found:
+            problems.add("repeated", where, f"the same patient as {first[patient]}")
+            continue
+        left = InTable(path, offset + len(cells[0].encode()) + 1, len(cells[1].encode()), f"{where}, left")
+        right = InTable(path, left.offset + left.length + 1, len(cells[2].encode()), f"{where}, right")
+        first[patient] = where
+        alike = cells[1].strip() == cells[2].strip()
+        found[patient] = {"": left} if alike else {"left": left, "right": right}
+    return found
 
 
 def read_texts(path: Path) -> list[Text]:
@@ -100,7 +129,7 @@ def read_texts(path: Path) -> list[Text]:
     """
     found: list[Text] = []
     seen: dict[int, int] = {}
-    for number, line in _lines(path):
+    for number, _, line in _lines(path):
         try:
             content = json.loads(line)
         except json.JSONDecodeError as error:
@@ -165,17 +194,22 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is not empty. Raises DataError for a missing file and what is not UTF-8."""
+def _lines(path: Path) -> Iterator[tuple[int, int, str]]:
+    """Number, place of the first byte, and text of every line that is not empty.
+
+    Raises DataError for a missing file and for what is not UTF-8.
+    """
     try:
         with open(path, "rb") as stream:
-            number = 0
+            number = offset = 0
             while line := stream.readline(_LONGEST_LINE + 1):
                 number += 1
                 if len(line) > _LONGEST_LINE:
                     raise DataError(f"{path} line {number} is longer than any pair of images.")
+                mark = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
                 if line.strip():
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                    yield number, offset + mark, line[mark:].decode().rstrip("\r\n")
+                offset += len(line)
     except FileNotFoundError:
         raise DataError(f"no file at {path}.") from None
     except UnicodeDecodeError:
