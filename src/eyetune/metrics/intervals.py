@@ -9,7 +9,7 @@ needs a class does not lose it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Protocol
@@ -21,6 +21,9 @@ from eyetune.metrics.outcomes import Floats, ratio
 
 RESAMPLES = 2000
 """How many resamples an interval rests on when nobody says."""
+
+_FEW_BYTES = 1024
+"""Of the counts of a resample that is remembered: 128 images. Of many more no two resamples are alike."""
 
 LEVEL = 0.95
 """Share of repetitions of the study whose interval would hold the true value."""
@@ -101,19 +104,32 @@ def intervals(
 
     Returns name -> [low, high]; None where the images themselves or more than 5% of the resamples gave no value.
     """
-    values: dict[str, Floats] = {name: np.full(resamples, np.nan) for name in functions}
-    for place, counts in enumerate(clusters.draws(resamples, seed)):
+    values = np.full((len(functions), resamples), np.nan)
+    for place, first, counts in _with_first(clusters.draws(resamples, seed)):
+        if first != place:
+            values[:, place] = values[:, first]
+            continue
         drawn = outcomes.drawn(counts)
-        for name, function in functions.items():
+        for row, function in enumerate(functions.values()):
             value = function(drawn)
             if value is not None:
-                values[name][place] = value
+                values[row, place] = value
     found: dict[str, list[float] | None] = {}
-    for name, function in functions.items():
+    for (name, function), mine in zip(functions.items(), values, strict=True):
         estimate = function(outcomes)
         make = (ends or {}).get(name, bias_corrected)
-        found[name] = None if estimate is None else make(values[name], estimate)
+        found[name] = None if estimate is None else make(mine, estimate)
     return found
+
+
+def _with_first(draws: Iterable[NDArray[np.int64]]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """Each resample's place, the place of the first one that drew the same, and how often it drew each image.
+
+    A handful of patients can be drawn in a handful of ways: nothing has to be computed twice.
+    """
+    seen: dict[bytes, int] = {}
+    for place, counts in enumerate(draws):
+        yield place, seen.setdefault(counts.tobytes(), place) if counts.nbytes <= _FEW_BYTES else place, counts
 
 
 Statistic = Callable[[NDArray[np.int64]], Floats]
@@ -132,9 +148,9 @@ def resampled(
     once = np.ones(len(clusters.of_image), dtype=np.int64)
     estimates = {name: statistic(once) for name, statistic in statistics.items()}
     values = {name: np.empty((resamples, len(found))) for name, found in estimates.items()}
-    for place, counts in enumerate(clusters.draws(resamples, seed)):
+    for place, first, counts in _with_first(clusters.draws(resamples, seed)):
         for name, statistic in statistics.items():
-            values[name][place] = statistic(counts)
+            values[name][place] = values[name][first] if first != place else statistic(counts)
     return {
         name: [interval_entry(values[name][:, place], value) for place, value in enumerate(found.tolist())]
         for name, found in estimates.items()
@@ -173,8 +189,9 @@ def share_entries(
     """
     statistic = shares(part, whole)
     values = statistic(np.ones(len(clusters.of_image), dtype=np.int64))
-    drawn = np.array([statistic(counts) for counts in clusters.draws(resamples, seed)])
-    drawn = drawn.reshape(resamples, len(values))
+    drawn = np.empty((resamples, len(values)))
+    for place, first, counts in _with_first(clusters.draws(resamples, seed)):
+        drawn[place] = drawn[first] if first != place else statistic(counts)
     return [
         share_entry(drawn[:, column], value, int(whole[:, column].sum()), _units(clusters, whole[:, column]))
         for column, value in enumerate(values.tolist())
