@@ -126,7 +126,12 @@ def test_a_run_read_back_predicts_the_same(run: et.Run, cohort: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_configuration_in_the_folder_runs_again(run: et.Run, tmp_path: Path) -> None:
+def test_the_configuration_in_the_folder_runs_again(run: et.Run, cohort: Path, tmp_path: Path) -> None:
+    kind = run.card.adapt["kind"]
+    asked = et.Config.parse(config(cohort, run.folder.path, kind))
+    assert et.Config.from_yaml(run.folder.path / "config.yaml") == asked
+    if kind != "lora":
+        return
     again = et.finetune(et.Config.from_yaml(run.folder.path / "config.yaml", {"out": str(tmp_path / "again")}))
     first = et.Predictions.from_csv(run.folder.predictions_file("test"))
     second = et.Predictions.from_csv(again.folder.predictions_file("test"))
