@@ -55,6 +55,11 @@ clip.command(
     "eyetune.verbs.clip_prepare:command", name="prepare", help="Photographs and texts to pairs, in RET-CLIP's layout."
 )
 clip.command("eyetune.verbs.clip_train:app", name="train", help="Contrast eyes and texts; score retrieval.")
+clip.command(
+    "eyetune.verbs.clip_retrieve:command", name="retrieve", help="How well photographs and texts find each other."
+)
+clip.command("eyetune.verbs.clip_search:command", name="search", help="Photographs by words, or by an example.")
+clip.command("eyetune.verbs.clip_zeroshot:command", name="zeroshot", help="Classes in words, or by a few photographs.")
 app.command(clip)
 
 models = App(name="models", help="The backbones, and what is inside a weights file.")

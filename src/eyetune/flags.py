@@ -59,6 +59,31 @@ class Computing:
 #: When nothing is said.
 USUAL = Computing()
 
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Reading:
+    """The options of every verb that passes photographs and texts through an image-text model."""
+
+    device: Device = "auto"
+    """auto, cpu, cuda or mps."""
+    precision: Precision | None = None
+    """auto, fp32, bf16 or fp16 (default: as in training)."""
+    workers: Workers = "auto"
+    """Threads that read photographs; auto chooses by the number of processors."""
+    batch_size: BatchSize = 32
+    """Patients in one forward pass."""
+    text: str | None = None
+    """For a RET-CLIP file as RUN: its text encoder's folder with the vocabulary, or the encoder's name on the hub."""
+
+    def loading(self) -> dict[str, Any]:
+        """Those that decide how the model is loaded, as `open_clip_run` takes them."""
+        return {"text": self.text, "device": self.device, "precision": self.precision}
+
+
+#: When nothing is said.
+READING = Reading()
+
 #: Short names for what people type most.
 SHORT = {
     "skip_unreadable": "data.skip_unreadable",

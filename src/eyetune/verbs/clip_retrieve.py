@@ -1,0 +1,124 @@
+"""`eyetune clip retrieve`: how well photographs and texts find each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from eyetune.flags import READING, Reading
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def command(
+    run: Path,
+    *,
+    data: str,
+    features: Path | None = None,
+    out: Path | None = None,
+    by: Literal["patient", "left", "right"] = "patient",
+    resamples: Annotated[int, Parameter(validator=Number(gte=0))] = 2000,
+    seed: int = 0,
+    reading: Reading = READING,
+) -> None:
+    """Retrieval in both directions, each query against the whole gallery, with chance and 95% intervals.
+
+    Writes OUT/retrieval.json, OUT/retrieval.html (the best and worst queries, to look at) and the features.
+
+    Args:
+        run: The run folder of clip train, or a RET-CLIP file with --text.
+        data: FOLDER or FOLDER:SPLIT, as clip prepare wrote it (default split: test).
+        features: The features' file: read where it is there and fits, else written (default: OUT/features.safetensors).
+        out: Folder for what is written (default: RUN/retrieval/SPLIT; of a file, retrieval/SPLIT beside it).
+        by: patient compares both eyes with the text about them; left and right one eye with what is said of it.
+        resamples: Of patients, for the intervals.
+        seed: Of the resampling.
+        reading: Device, precision, workers, batch size, text.
+    """
+    from eyetune.clip.features import reuse
+    from eyetune.clip.gallery import write_retrieval
+    from eyetune.clip.run import open_clip_run
+    from eyetune.clip.scoring import measured
+    from eyetune.data.pairs import PairSet
+    from eyetune.files import write_json
+    from eyetune.terminal import show
+
+    folder, split = folder_and_split(data)
+    pairs = PairSet.open(folder, split)
+    opened = open_clip_run(run, **reading.loading())
+    place = out or _beside(run) / "retrieval" / split
+    file = features or place / "features.safetensors"
+    found, reused = reuse(file, opened, pairs, batch_size=reading.batch_size, workers=reading.workers)
+    if not opened.runtime.is_main:
+        return
+    about = found.about
+    ranked = found.ranking(by, device=opened.runtime.device)
+    content = {
+        "run": str(run),
+        "model": about.model,
+        "data": about.data,
+        "folder": about.folder,
+        "split": pairs.split,
+        "compared": by,
+        "one_eye": int(found.single.sum()),
+        "warnings": list(pairs.warnings),
+        **measured(ranked[1], ranked[0], labels=about.labels, resamples=resamples, seed=seed),
+    }
+    write_json(place / "retrieval.json", content)
+    page = write_retrieval(place / "retrieval.html", found, pairs, content, ranked, by=by)
+    for warning in pairs.warnings:
+        print(f"WARNING: {warning}")
+    show(*tables(content))
+    print(f"features {'read from' if reused else 'written to'} {file}; look at {page}")
+
+
+def folder_and_split(word: str) -> tuple[Path, str]:
+    """`FOLDER[:split]` -> (folder, split)."""
+    if not Path(word).exists():
+        folder, colon, split = word.rpartition(":")
+        if colon and folder and split:
+            return Path(folder), split
+    return Path(word), "test"
+
+
+def _beside(run: Path) -> Path:
+    return run if run.is_dir() else run.parent
+
+
+def tables(content: Mapping[str, Any]) -> list[Table]:
+    """A table a direction: all queries, chance, the classes."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from eyetune.clip.gallery import METRICS, TITLES
+
+    found = []
+    for direction, title in TITLES.items():
+        side = content[direction]
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title, title_justify="left")
+        table.add_column("")
+        table.add_column("queries", justify="right")
+        for name in side["metrics"]:
+            table.add_column(METRICS.get(name, name), justify="right")
+        table.add_row("all", str(side["queries"]), *(_cell(name, entry) for name, entry in side["metrics"].items()))
+        chance = [_number(name, entry["chance"]) for name, entry in side["metrics"].items()]
+        table.add_row("by chance", "", *chance, style="italic")
+        for label, own in side["per_class"].items():
+            table.add_row(label, str(own["queries"]), *(_cell(name, one) for name, one in own["metrics"].items()))
+        found.append(table)
+    return found
+
+
+def _cell(name: str, entry: Mapping[str, Any]) -> str:
+    low, high = entry["ci"]
+    interval = "" if low is None else f" ({_number(name, low)} to {_number(name, high)})"
+    return _number(name, entry["value"]) + interval
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.1f}" if name == "median_rank" else f"{value:.3f}"
