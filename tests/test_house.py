@@ -35,6 +35,7 @@ STORYTELLERS = {
     "check": {"finetune"},
     "compare": {"finetune", "evaluate"},
     "calibrate": {"evaluate"},
+    "clip_zeroshot": {"evaluate"},
 }
 
 HEAVY = ("torch", "numpy", "pandas", "timm", "peft", "cv2", "sklearn", "matplotlib", "transformers", "PIL")
@@ -141,6 +142,9 @@ def test_no_function_beyond_a_hundred_lines() -> None:
         ["check", "loader"],
         ["clip"],
         ["clip", "train"],
+        ["clip", "retrieve"],
+        ["clip", "search"],
+        ["clip", "zeroshot"],
     ],
     ids=" ".join,
 )

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from eyetune.errors import DataError
 from eyetune.metrics.intervals import FEWEST_DEFINED, Clusters
-from eyetune.metrics.metric import METRICS
 from eyetune.metrics.outcomes import Outcomes
 from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.scores import METRICS
 from eyetune.progress import track
 
 Floats = NDArray[np.float64]

@@ -87,14 +87,16 @@ def _vector(run: ClipRun, query: str | None, image: Path | None, fellow: Path | 
     """float32[D] of what is looked for, in the space that photographs are compared in."""
     from eyetune.clip.features import SPACES, embed_eyes, embed_texts
     from eyetune.clip.prompts import check_texts
+    from eyetune.progress import counted_by
 
     seen_as, said_as = SPACES[by]
-    if query is not None:
-        check_texts(run, [query], "the query")
-        return embed_texts(run, [query])[said_as][0]
-    assert image is not None
-    eyes: tuple[Eye, Eye | None] = (image, fellow)
-    return embed_eyes(run, 1, lambda _: eyes, names=[str(image)])[seen_as][0]
+    with counted_by(lambda _: None):  # one text, one patient: no progress to show
+        if query is not None:
+            check_texts(run, [query], "the query")
+            return embed_texts(run, [query])[said_as][0]
+        assert image is not None
+        eyes: tuple[Eye, Eye | None] = (image, fellow)
+        return embed_eyes(run, 1, lambda _: eyes, names=[str(image)])[seen_as][0]
 
 
 def _asked(image: Path | None, fellow: Path | None) -> list[str]:
