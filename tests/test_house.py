@@ -131,7 +131,6 @@ def test_no_function_beyond_a_hundred_lines() -> None:
         ["embed"],
         ["compare"],
         ["report"],
-        ["clip"],
         ["clip", "prepare"],
         ["models"],
         ["models", "inspect"],
