@@ -32,7 +32,7 @@ from eyetune.heatmaps import explain
 from eyetune.interrupt import Interrupted
 from eyetune.metrics.scores import score
 from eyetune.predicting import Predictor, Sources, choose_format, output
-from eyetune.predicting.rows import choose_point
+from eyetune.predicting.rows import choose_points
 from eyetune.predicting.sources import chunks, read_paths
 from eyetune.progress import counted_by, meter, track
 from eyetune.train import results
@@ -128,12 +128,13 @@ def test_the_thresholds_of_grades_are_of_referable_disease(home: Path) -> None:
     )
     calibration = run.calibration.model_copy(update={"operating_points": (graded,)})
     run.card = run.card.__class__(**{**run.card.__dict__, "classes": ("0", "1", "2", "3", "4")})
-    assert choose_point(run, calibration, "specificity") is graded
-    assert choose_point(run, calibration, "sensitivity") is None
-    assert choose_point(run, None, "specificity") is None
-    assert "referable" in Predictor(run, calibration=calibration, point=graded).columns
+    points = choose_points(run, calibration, "specificity")
+    assert points == {"referable": graded}
+    assert choose_points(run, calibration, "sensitivity") == {}
+    assert choose_points(run, None, "specificity") == {}
+    assert "referable" in Predictor(run, calibration=calibration, points=points).columns
     with pytest.raises(RunError, match="There are: x"):
-        choose_point(run, calibration, "y")
+        choose_points(run, calibration, "y")
 
 
 def test_quality_and_heat_maps_and_json_lines(home: Path, tmp_path: Path) -> None:

@@ -97,9 +97,17 @@ def test_predictions_and_scores_are_of_the_task(trained: tuple[str, et.Run]) -> 
     assert run.card.metric == {"labels": "auroc_macro", "number": "mae"}.get(name, "qwk")
     assert primary["ci"][0] <= primary["value"] <= primary["ci"][1]
     assert found["intervals"]["unit"] == "patient"
-    assert ("calibrated_metrics" in found) == (name not in TABLES)
-    assert (run.folder.path / "report.html").is_file()
-    assert ("patient_level" in found) == (name not in TABLES)
+    trusted = found["per_label"]["referable"] if name == "labels" else found
+    assert ("calibrated_metrics" in trusted) == (name != "number")
+    assert ("prediction_interval" in found) == (name == "number")
+    assert found["ood"]["n"] == len(kept)
+    assert found["patient_level"]["metrics"][str(run.card.metric)]["ci"][0] is not None
+    page = (run.folder.path / "report.html").read_text(encoding="utf-8")
+    assert "Out of distribution" in page
+    assert "By patient" in page
+    assert ("Prediction interval made" in page) == (name == "number")
+    assert ("furthest from the label" if name == "number" else "before and after calibration") in page
+    assert page.count("<figure><img") >= 1, "the mistakes are shown as pictures"
 
 
 def test_a_run_read_again_says_the_same(trained: tuple[str, et.Run], cohort: Path) -> None:
@@ -141,6 +149,24 @@ def test_predict_and_embed_know_the_task(trained: tuple[str, et.Run], cohort: Pa
         rows = list(csv.DictReader(stream))
     table = read_table(run.folder.predictions_file("test"))
     by_image = {row["image"]: row for row in rows}
+    assert {"ood", "out_of_distribution"} <= set(rows[0])
+    if name == "number":
+        half = run.folder.read_calibration().interval.half_width  # type: ignore[union-attr]
+        first = {column: float(rows[0][column]) for column in ("low", "predicted", "high")}
+        assert first["high"] - first["predicted"] == pytest.approx(half)
+        assert first["predicted"] - first["low"] == pytest.approx(half)
+    if name == "labels":
+        calibration = run.folder.read_calibration()
+        calibrated = calibration.apply(read_table(run.folder.predictions_file("test")))  # type: ignore[union-attr]
+        for place, image in enumerate(calibrated.images[:5]):
+            shares = dict(zip(calibrated.labels, calibrated.probabilities[place], strict=True))
+            for label, share in shares.items():
+                row = by_image[image]
+                assert float(row[f"prob_{label}"]) == pytest.approx(share, abs=1e-4)
+                point = calibration.labels[label].point(label, "specificity")  # type: ignore[union-attr]
+                assert (f"positive_{label}" in row) == (point is not None)
+                if point is not None and abs(share - point.threshold) > 1e-4:
+                    assert row[f"positive_{label}"] == ("yes" if share >= point.threshold else "no")
     for place, image in enumerate(table.images[:5]):
         for column, cell in table.said(place).items():
             said = {"yes": "1", "no": "0"}.get(by_image[image][column], by_image[image][column])
@@ -239,7 +265,7 @@ def test_verbs_that_cannot_say_so(cohort: Path, tmp_path: Path, capsys: pytest.C
     table = f"again={cohort / 'more.csv'}:{cohort / 'images'}"
     for words, said in (
         (["evaluate", run, "--data", table, "--map", "again=as-is"], ["--map again", "a number"]),
-        (["calibrate", run, "--data", table], ["regression", "one class an image"]),
+        (["calibrate", run, "--data", table], ["regression", "one class an image", "calibration.json"]),
     ):
         capsys.readouterr()
         assert main(words) == 2

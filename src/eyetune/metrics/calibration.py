@@ -1,67 +1,50 @@
 """What is fitted on labelled images that training did not see, and what it does on others.
 
-:class:`Calibration` is the content of calibration.json: temperature, operating points, conformal quantiles. All of it
-comes from one sample: the validation split, or the images of a new site. :func:`trust` says what comes of it on a
-dataset.
+:class:`Calibration` is the content of calibration.json: temperature, operating points, conformal quantiles. Of several
+labels it is one for each (:class:`LabelCalibration`), of a number a prediction interval
+(:class:`~eyetune.metrics.ranges.ValueCalibration`). All of it comes from one sample: the validation split, or the
+images of a new site. :func:`trust` says what comes of it on a dataset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import FiniteFloat, ValidationError, model_validator
 
 from eyetune import __version__
 from eyetune.errors import DataError
 from eyetune.metrics.conformal import Conformal, conformal_scores, fit_conformal
+from eyetune.metrics.fitted import FEW_IMAGES, SCHEMA, Fitted, Said, wrong_task
 from eyetune.metrics.intervals import RESAMPLES, Clusters
 from eyetune.metrics.metric import METRICS, add_intervals
 from eyetune.metrics.operating import OperatingPoint, choose_points, point_scores, questions
 from eyetune.metrics.outcomes import Outcomes
-from eyetune.metrics.part import Ends, Part, Sample
-from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.part import Ends, Sample
+from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
+from eyetune.metrics.ranges import ValueCalibration, fit_range, range_scores
 from eyetune.metrics.reliability import error_by_chance, reliability_bins
-from eyetune.metrics.scores import has_order, is_graded_dr
+from eyetune.metrics.scores import has_order, is_graded_dr, sample
 from eyetune.metrics.selective import selective_scores
 from eyetune.metrics.site import JUDGED, Brought, fit_scaling, judge, remarks, too_few, unseen
-from eyetune.metrics.strangeness import Strangeness, strangeness_scores
+from eyetune.metrics.strangeness import strangeness_scores
 from eyetune.metrics.table import Table
 from eyetune.metrics.temperature import Temperature, fit_temperature, temperature_interval
 
-SCHEMA = 1
-"""Version of calibration.json; raised when a reader of the old form would misunderstand the new one."""
 
-FEW_IMAGES = 100
-"""Below so many labelled images a temperature may do more harm than good: docs/calibration.md, measured."""
+class Calibration(Fitted):
+    """The content of calibration.json, or of calibration/SITE.json, where one class an image was learnt."""
 
-
-class Calibration(Part):
-    """The content of calibration.json, or of calibration/SITE.json."""
-
-    schema_number: int = Field(default=SCHEMA, alias="schema", ge=1)
-    classes: tuple[str, ...]
-    """In the order of the logits."""
-    model: str | None = None
-    """SHA-256 of the checkpoint's tensors: with other weights none of this holds."""
-    fitted_on: Sample
     temperature: Temperature
     bias: tuple[FiniteFloat, ...] | None = None
     """Shift of each class's log-odds, for a site with other shares of the classes; None for the run's own."""
     operating_points: tuple[OperatingPoint, ...] = ()
     conformal: Conformal | None = None
-    ood: Strangeness | None = None
-    """Above which score an image is unlike validation; None where training had too few images. A site's is the run's
-    own: new probabilities do not make its photographs more alike to those the network learnt from."""
     brought: Brought | None = None
     """Of a site's: what it does to patients of the site that it was not fitted on."""
-    photographs: tuple[str, ...] = ()
-    """Of a site's: digests of the photographs it was fitted on, so that scoring it on them is noticed."""
-    warnings: tuple[str, ...] = ()
-    """What its reader must not overlook."""
-    versions: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits(self) -> Calibration:
@@ -74,9 +57,11 @@ class Calibration(Part):
             raise ValueError(f"operating_points: a class outside 0..{count - 1}")
         return self
 
-    def apply(self, predictions: Predictions) -> Predictions:
-        """The predictions with calibrated probabilities."""
-        return predictions.calibrated(self.temperature.value, self.bias)
+    def apply(self, predictions: Said) -> Said:
+        """The predictions with calibrated probabilities. Raises TypeError for predictions of another task."""
+        if not isinstance(predictions, Predictions):
+            raise wrong_task(predictions, "classes")
+        return cast(Said, predictions.calibrated(self.temperature.value, self.bias))
 
     def point(self, positive: str, target: str) -> OperatingPoint | None:
         """The operating point of a question ("grade >= 2", or a class) that was chosen for "specificity" or
@@ -84,18 +69,34 @@ class Calibration(Part):
         found = (one for one in self.operating_points if one.positive == positive and target in one.target)
         return next(found, None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON content."""
-        return self.model_dump(mode="json", by_alias=True)
+
+class LabelCalibration(Fitted):
+    """calibration.json of a run that learnt several labels: for each what there is of two classes, having it or not.
+    Each label has a temperature of its own: they are separate questions, and one may be answered too surely while
+    another is not surely enough."""
+
+    labels: dict[str, Calibration]
+    """Those of which validation knows anything."""
+
+    def apply(self, predictions: Said) -> Said:
+        """The predictions with calibrated probabilities; of a label without a calibration as they are. What is called
+        stays: a temperature moves no probability across 0.5. Raises TypeError for predictions of another task."""
+        if not isinstance(predictions, LabelPredictions):
+            raise wrong_task(predictions, "several labels")
+        temperatures = {name: one.temperature.value for name, one in self.labels.items()}
+        return cast(Said, predictions.calibrated(temperatures))
 
 
-def read_calibration(content: Mapping[str, Any]) -> Calibration:
+def read_calibration(content: Mapping[str, Any]) -> Fitted:
     """The calibration that JSON content says. Raises ValueError, in one line, for what is none."""
     found = content.get("schema")
     if isinstance(found, int) and found > SCHEMA:
         raise ValueError(f"it has schema {found}, and this EyeTune reads {SCHEMA}: use the version that wrote it")
+    kind: type[Fitted] = (
+        LabelCalibration if "labels" in content else ValueCalibration if "interval" in content else Calibration
+    )
     try:
-        return Calibration.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, one['loc'])) or 'as a whole'}: {one['msg']}" for one in error.errors()]
         raise ValueError("; ".join(faults[:3])) from error
@@ -103,9 +104,8 @@ def read_calibration(content: Mapping[str, Any]) -> Calibration:
 
 def fit_calibration(
     predictions: Table, dataset: str, *, model: str | None = None, resamples: int = RESAMPLES, seed: int = 0
-) -> Calibration | None:
-    """Everything that is fitted on the labelled rows of a sample; None when none is labelled, and for other tasks than
-    one class an image.
+) -> Fitted | None:
+    """Everything that is fitted on the labelled rows of a sample; None when none is labelled.
 
     Args:
         predictions: raw, as the network gave them, of images that it was not trained on.
@@ -114,8 +114,37 @@ def fit_calibration(
         resamples: how many the temperature's interval rests on.
         seed: of the resampling.
     """
-    if not isinstance(predictions, Predictions) or not predictions.known.any():
+    if not predictions.known.any():
         return None
+    if isinstance(predictions, LabelPredictions):
+        return _fit_labels(predictions, dataset, model, resamples, seed)
+    if isinstance(predictions, ValuePredictions):
+        return fit_range(predictions, dataset, model)
+    if not isinstance(predictions, Predictions):
+        raise TypeError(f"nothing is known of how to calibrate {type(predictions).__name__}")
+    return _fit_classes(predictions, dataset, model, resamples, seed)
+
+
+def _fit_labels(
+    table: LabelPredictions, dataset: str, model: str | None, resamples: int, seed: int
+) -> LabelCalibration:
+    alone = {name: table.label(name) for name in table.labels}
+    found = {name: _fit_classes(one, dataset, None, resamples, seed) for name, one in alone.items() if one.known.any()}
+    unknown = [f"{name}: no image of {dataset} says whether it has it" for name in table.labels if name not in found]
+    known = table.labelled()
+    patients = {patient for patient in known.patients if patient is not None}
+    _, clusters = sample(known)
+    return LabelCalibration(
+        classes=table.names,
+        model=model,
+        fitted_on=Sample(dataset=dataset, n=len(known), patients=len(patients) or None, unit=clusters.unit),
+        labels=found,
+        warnings=(*unknown, *(f"{name}: {text}" for name, one in found.items() for text in one.warnings)),
+        versions=next(iter(found.values())).versions,
+    )
+
+
+def _fit_classes(predictions: Predictions, dataset: str, model: str | None, resamples: int, seed: int) -> Calibration:
     known = predictions.labelled()
     clusters = Clusters.of(known.patients, known.targets)
     temperature, warnings = fit_temperature(known.logits, known.targets)
@@ -214,7 +243,7 @@ def _fitted(
 
 def trust(
     predictions: Table,
-    calibration: Calibration | None,
+    calibration: Fitted | None,
     val: Table | None = None,
     *,
     resamples: int = RESAMPLES,
@@ -230,20 +259,43 @@ def trust(
         seed: of the resampling.
 
     Returns `calibrated_by`, `calibrated_metrics`, `reliability`, `operating_points`, `selective`, `conformal` and `ood`
-    (see docs/calibration.md); without labelled rows `ood` alone, and nothing for other tasks than one class an image.
+    (see docs/calibration.md); of several labels `ood`, and the rest label by label under `per_label`; of a number `ood`
+    and `prediction_interval`. Without labelled rows `ood` alone.
     """
-    if not isinstance(predictions, Predictions):
-        return {}
-    strange: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if calibration is not None and calibration.ood is not None:
         found = strangeness_scores(calibration.ood, predictions, val, resamples=resamples, seed=seed)
-        strange = {"ood": found} if found else {}
+        result = {"ood": found} if found else {}
     if not predictions.known.any():
-        return strange
+        return result
+    if isinstance(predictions, LabelPredictions):
+        fitted = calibration.labels if isinstance(calibration, LabelCalibration) else {}
+        return result | {
+            "per_label": {
+                name: _trust_classes(predictions.label(name), fitted.get(name), resamples, seed)
+                for name in predictions.labels
+            }
+        }
+    if isinstance(predictions, ValuePredictions):
+        interval = calibration.interval if isinstance(calibration, ValueCalibration) else None
+        found = {} if interval is None else range_scores(interval, predictions, resamples=resamples, seed=seed)
+        return result | ({"prediction_interval": found} if found else {})
+    if not isinstance(predictions, Predictions):
+        raise TypeError(f"nothing is known of how far {type(predictions).__name__} can be believed")
+    own = calibration if isinstance(calibration, Calibration) else None
+    return result | _trust_classes(predictions, own, resamples, seed)
+
+
+def _trust_classes(
+    predictions: Predictions, calibration: Calibration | None, resamples: int, seed: int
+) -> dict[str, Any]:
+    """As :func:`trust`, of one class an image, without `ood`; nothing without labelled rows."""
     known = predictions.labelled()
+    if not len(known):
+        return {}
     raw = Outcomes.of_table(known)
     clusters = Clusters.of(known.patients, known.targets)
-    result: dict[str, Any] = strange | {"reliability": {"before": reliability_bins(raw, clusters.of_image)}}
+    result: dict[str, Any] = {"reliability": {"before": reliability_bins(raw, clusters.of_image)}}
     result["reliability"]["by_chance_before"] = error_by_chance(raw, seed)
     if calibration is None:
         return result | {"selective": selective_scores(raw, clusters, resamples=resamples, seed=seed)}

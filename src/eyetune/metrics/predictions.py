@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -304,6 +304,18 @@ class LabelPredictions(Table):
         k = list(self.labels).index(name)
         logits = np.stack([np.zeros(len(self)), self.logits[:, k]], axis=1)
         return Predictions(self.images, self.patients, self.eyes, self.targets[:, k], logits, (f"no {name}", name))
+
+    def calibrated(self, temperatures: Mapping[str, float]) -> LabelPredictions:
+        """The same table with calibrated probabilities: the logit of each label divided by its temperature, above 0; of
+        a label that is not named as it is."""
+        import numpy as np
+
+        if not all(0 < one < np.inf for one in temperatures.values()):
+            raise ValueError(f"a temperature is a number above 0, not {dict(temperatures)}")
+        divisors = np.array([temperatures.get(name, 1.0) for name in self.labels])
+        largest = np.finfo(np.float64).max
+        with np.errstate(over="ignore"):
+            return replace(self, logits=np.clip(self.logits / divisors, -largest, largest))
 
     def columns(self) -> list[str]:
         """`target_<label>…, predicted_<label>…, logit_<label>…, prob_<label>…`."""

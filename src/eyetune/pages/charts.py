@@ -39,6 +39,7 @@ class Series:
         step: go to the next point level first, then upright.
         strong: thicker, in the colour of the text.
         faint: a thin dashed line, for what the others are held against.
+        loose: no line between the points.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Series:
     step: bool = False
     strong: bool = False
     faint: bool = False
+    loose: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, *, title: str, marks: Point
         if not one.faint and not one.strong:
             look += " dashed" if colour >= COLOURS else ""
             colour += 1
-        lines.append(f'<path class="line {look}" d="{frame.path(one)}"/>')
+        if not one.loose:
+            lines.append(f'<path class="line {look}" d="{frame.path(one)}"/>')
         if one.dots:
             sizes = itertools.repeat(DOT) if one.weights is None else [_radius(weight) for weight in one.weights]
             drawn = zip(one.points, sizes, strict=False)

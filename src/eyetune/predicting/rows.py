@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from eyetune.data.loader import Workers, choose_workers, find_faults
 from eyetune.data.quality import read_quality
 from eyetune.data.record import Record
 from eyetune.errors import DataError, RunError, did_you_mean
 from eyetune.heatmaps import choose_method, explain, save_png, side_by_side
-from eyetune.metrics.predictions import PREDICTED, PROBABILITY, Predictions
+from eyetune.metrics.calibration import Calibration, LabelCalibration
+from eyetune.metrics.predictions import PREDICTED, PROBABILITY, LabelPredictions, Predictions, ValuePredictions
+from eyetune.metrics.ranges import ValueCalibration, ends
 from eyetune.metrics.scores import REFERABLE_GRADE, is_graded_dr
 from eyetune.metrics.table import OOD
 from eyetune.predicting.output import Cell
 from eyetune.progress import counted_by, track
 
 if TYPE_CHECKING:
-    from eyetune.metrics.calibration import Calibration
+    from numpy.typing import NDArray
+
+    from eyetune.metrics.fitted import Fitted
     from eyetune.metrics.operating import OperatingPoint
+    from eyetune.metrics.ranges import Interval
     from eyetune.metrics.strangeness import Strangeness
     from eyetune.metrics.table import Table
     from eyetune.train.run import Run
@@ -33,31 +40,48 @@ FLAGGED = "out_of_distribution"
 """The column that says whether the `ood` score is above its threshold."""
 
 
-def choose_point(run: Run, calibration: Calibration | None, wanted: str) -> OperatingPoint | None:
-    """The threshold that makes a yes or a no of a photograph; None where the run has none and none was named.
+def choose_points(run: Run, calibration: Fitted | None, wanted: str) -> dict[str, OperatingPoint]:
+    """The thresholds that make a yes or a no of a photograph, by the column they fill: `referable` or `positive`, and
+    of several labels `positive_<label>` for each; empty where the run has none and none was named.
 
     Args:
         run: the trained run.
         calibration: where thresholds are kept.
         wanted: "specificity" or "sensitivity": that of referable disease for the grades of diabetic retinopathy, of the
-            second class for two; or the name of a point in calibration.json.
+            second class for two, of every label; or the name of a point in calibration.json.
 
     Raises RunError when a point was named and is not there.
     """
-    points = () if calibration is None else calibration.operating_points
-    if wanted in ("specificity", "sensitivity"):
-        graded = is_graded_dr(run.classes)
+    plain = wanted in ("specificity", "sensitivity")
+    if isinstance(calibration, LabelCalibration):
+        of_labels = {f"positive_{name}": one for name, one in calibration.labels.items()}
+        if plain:
+            chosen = {column: one.point(one.classes[1], wanted) for column, one in of_labels.items()}
+            return {column: point for column, point in chosen.items() if point is not None}
+        known = {point.name: (column, point) for column, one in of_labels.items() for point in one.operating_points}
+        if wanted in known:
+            return dict([known[wanted]])
+        raise _no_point(run, wanted, list(known))
+    known_points = calibration.operating_points if isinstance(calibration, Calibration) else ()
+    graded = is_graded_dr(run.classes)
+    if plain:
         question = f"grade >= {REFERABLE_GRADE}" if graded else run.classes[1] if len(run.classes) == 2 else None
-        return calibration.point(question, wanted) if calibration is not None and question is not None else None
-    found = next((point for point in points if point.name == wanted), None)
+        found = next((one for one in known_points if one.positive == question and wanted in one.target), None)
+    else:
+        found = next((point for point in known_points if point.name == wanted), None)
+        if found is None:
+            raise _no_point(run, wanted, [point.name for point in known_points])
     if found is None:
-        names = [point.name for point in points]
-        known = f" There are: {'; '.join(names)}." if names else " It has none: they are chosen on labelled validation."
-        raise RunError(
-            f"{run.folder.path} has no operating point {wanted!r}.{did_you_mean(wanted, names)}{known} Or say "
-            "specificity or sensitivity."
-        )
-    return found
+        return {}
+    return {"referable" if graded and found.positive == f"grade >= {REFERABLE_GRADE}" else "positive": found}
+
+
+def _no_point(run: Run, wanted: str, names: Sequence[str]) -> RunError:
+    known = f" There are: {'; '.join(names)}." if names else " It has none: they are chosen on labelled validation."
+    return RunError(
+        f"{run.folder.path} has no operating point {wanted!r}.{did_you_mean(wanted, names)}{known} Or say specificity "
+        "or sensitivity."
+    )
 
 
 class Predictor:
@@ -66,7 +90,7 @@ class Predictor:
     Args:
         run: the trained run.
         calibration: makes its probabilities mean what they say; None leaves them as the network gives them.
-        point: the threshold behind the column `referable` or `positive`; None: no such column.
+        points: as :func:`choose_points` gives them: the thresholds behind the columns of yes and no.
         quality: look at the quality of each photograph, which costs a second look at its file.
         mirrored: also predict each photograph mirrored left to right, and take the mean of the logits.
         heat_maps: folder for a heat map of each photograph.
@@ -83,8 +107,8 @@ class Predictor:
         self,
         run: Run,
         *,
-        calibration: Calibration | None = None,
-        point: OperatingPoint | None = None,
+        calibration: Fitted | None = None,
+        points: Mapping[str, OperatingPoint] | None = None,
         quality: bool = False,
         mirrored: bool = False,
         heat_maps: Path | None = None,
@@ -93,7 +117,7 @@ class Predictor:
     ) -> None:
         self.run = run
         self.calibration = calibration
-        self.point = point
+        self.points = dict(points or {})
         self.quality = quality
         self.mirrored = mirrored
         self.heat_maps = heat_maps
@@ -105,7 +129,8 @@ class Predictor:
 
     def _columns(self) -> list[str]:
         found = ["image", *self.run.nothing().told_columns()]
-        found += [] if self.point is None else [self.called]
+        found += [] if self.interval is None else ["low", "high"]
+        found += self.points
         found += [] if self.strangeness is None else [OOD, FLAGGED]
         found += ["quality"] if self.quality else []
         found += ["heat_map"] if self.heat_maps is not None else []
@@ -117,16 +142,15 @@ class Predictor:
         return None if self.run.calibration is None else self.run.calibration.ood
 
     @property
-    def has_classes(self) -> bool:
-        """Whether the run tells one class an image: probabilities to calibrate, operating points."""
-        return isinstance(self.run.nothing(), Predictions)
+    def interval(self) -> Interval | None:
+        """How far to either side of a predicted number the true one lies; None without such an interval."""
+        found = self.calibration.interval if isinstance(self.calibration, ValueCalibration) else None
+        return None if found is None or found.half_width is None else found
 
     @property
-    def called(self) -> str:
-        """The column of the operating point."""
-        assert self.point is not None
-        graded = is_graded_dr(self.run.classes) and self.point.positive == f"grade >= {REFERABLE_GRADE}"
-        return "referable" if graded else "positive"
+    def has_probabilities(self) -> bool:
+        """Whether the run gives probabilities, to calibrate and to draw a line through."""
+        return self.run.reads != "value"
 
     def rows(
         self, records: Sequence[Record], *, first: int = 0, update: Callable[[int], None] = lambda done: None
@@ -203,7 +227,7 @@ class Predictor:
                 for index, fault in zip(good, late, strict=True):
                     faults[index] = fault
             else:
-                if self.calibration is not None and isinstance(table, Predictions):
+                if self.calibration is not None:
                     table = self.calibration.apply(table)
                 return table, good
         return None, []
@@ -211,8 +235,10 @@ class Predictor:
     def _said(self, table: Table, row: int) -> dict[str, Cell]:
         """The cells of one photograph that was predicted."""
         cells: dict[str, Cell] = {name: _typed(table, name, text) for name, text in table.told(row).items()}
-        if self.point is not None and isinstance(table, Predictions):
-            cells[self.called] = bool(self.point.called(table.probabilities[row][None])[0])
+        for column, point in self.points.items():
+            cells[column] = bool(point.called(_shares(table, row, column))[0])
+        if self.interval is not None and isinstance(table, ValuePredictions):
+            cells["low"], cells["high"] = ends(self.interval, float(table.predicted[row]))
         if self.strangeness is not None and table.ood is not None:
             cells[OOD] = float(table.ood[row])
             cells[FLAGGED] = bool(self.strangeness.flagged(table.ood[row : row + 1])[0])
@@ -239,6 +265,15 @@ class Predictor:
         return {index: name for part in runtime.gather(names) for index, name in part.items()}
 
 
+def _shares(table: Table, row: int, column: str) -> NDArray[np.float64]:
+    """float64[1, K]: the probabilities that the threshold behind a column is for: of a label, lacking and having it."""
+    assert isinstance(table, (Predictions, LabelPredictions))
+    if isinstance(table, Predictions):
+        return table.probabilities[row][None]
+    has = float(table.probabilities[row, list(table.labels).index(column.removeprefix("positive_"))])
+    return np.array([[1 - has, has]])
+
+
 def _typed(table: Table, name: str, text: str) -> Cell:
     """A cell of a table as what it is: the name of a class, a yes or a no, a number."""
     if name.startswith(PROBABILITY) or table.task == "regression":
@@ -260,7 +295,7 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     return {
         "model": run.folder.best_model(),
         "calibration": None if calibration is None else calibration.to_dict(),
-        "point": None if predictor.point is None else predictor.point.name,
+        "points": {column: point.name for column, point in predictor.points.items()},
         "mirrored": predictor.mirrored,
         "settings": run.settings.to_dict(),
     }

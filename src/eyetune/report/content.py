@@ -112,6 +112,14 @@ class Conformal(Part):
     by_class: Sets | None = None
 
 
+class PredictionInterval(Part):
+    """An interval about every predicted number, meant to hold the true one with the probability `level`."""
+
+    level: float
+    half_width: float
+    coverage: Figure = Score()
+
+
 class Ood(Part):
     """How unlike the training images the images of this dataset are."""
 
@@ -193,6 +201,7 @@ class Dataset(Part):
     operating_points: tuple[OperatingPoint, ...] = ()
     selective: Selective | None = None
     conformal: Conformal | None = None
+    prediction_interval: PredictionInterval | None = None
     ood: Ood | None = None
     subgroups: dict[str, Subgroups] = Field(default_factory=dict)
     merged: dict[str, str] = Field(default_factory=dict)

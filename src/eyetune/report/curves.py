@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eyetune.metrics.outcomes import Curve, Outcomes
-from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
 from eyetune.metrics.scores import better, is_graded_dr, referable_curve
+from eyetune.metrics.table import Table
 from eyetune.pages.charts import Axis, Series, plot, ticks
 from eyetune.report.content import Dataset
 from eyetune.report.glossary import label
@@ -19,20 +20,18 @@ if TYPE_CHECKING:
 #: More lines than colours cannot be told apart: of more classes the most frequent are drawn.
 MOST_CURVES = 6
 
+#: Dots of a scatter plot; more are one cloud.
+MOST_DOTS = 1000
+
 
 def _percent(value: float) -> str:
     return f"{100 * value:g} %"
 
 
-def ranking_charts(predictions: Predictions) -> list[Markup]:
+def ranking_charts(table: Table) -> list[Markup]:
     """The ROC and the precision-recall curve: each class against the rest (of two classes the second), and for grades
-    of retinopathy referable against less. None where nothing has both sides."""
-    outcomes = Outcomes.of_table(predictions)
-    classes = predictions.classes
-    order = [1] if len(classes) == 2 else sorted(range(len(classes)), key=lambda k: -outcomes.support[k])
-    curves = [(classes[k], outcomes.curves[k], False) for k in sorted(order[:MOST_CURVES])]
-    if is_graded_dr(classes):
-        curves.append(("grade 2 or worse", referable_curve(outcomes), True))
+    of retinopathy referable against less; of several labels each. None where nothing has both sides, or of a number."""
+    curves = _label_curves(table) if isinstance(table, LabelPredictions) else _class_curves(table)
     curves = [(name, curve, strong) for name, curve, strong in curves if curve.defined]
     if not curves:
         return []
@@ -60,6 +59,72 @@ def ranking_charts(predictions: Predictions) -> list[Markup]:
     ]
 
 
+def _label_curves(table: LabelPredictions) -> list[tuple[str, Curve, bool]]:
+    alone = {name: Outcomes.of_table(table.label(name)) for name in table.labels}
+    order = sorted(alone, key=lambda name: -alone[name].support[1])[:MOST_CURVES]
+    return [(name, alone[name].curves[1], False) for name in table.labels if name in order]
+
+
+def _class_curves(table: Table) -> list[tuple[str, Curve, bool]]:
+    if not isinstance(table, Predictions):
+        return []
+    outcomes, classes = Outcomes.of_table(table), table.classes
+    order = [1] if len(classes) == 2 else sorted(range(len(classes)), key=lambda k: -outcomes.support[k])
+    curves = [(classes[k], outcomes.curves[k], False) for k in sorted(order[:MOST_CURVES])]
+    if is_graded_dr(classes):
+        curves.append(("grade 2 or worse", referable_curve(outcomes), True))
+    return curves
+
+
+def agreement_charts(table: Table, found: Dataset) -> list[Markup]:
+    """Predicted against true numbers, and their difference against their mean (Bland and Altman, Lancet 1986) with the
+    limits of agreement; none of anything but a number. Of more than 1,000 photographs evenly taken ones are drawn."""
+    if not isinstance(table, ValuePredictions) or not table.known.any():
+        return []
+    known = table.labelled()
+    step = -(-len(known) // MOST_DOTS)
+    truth, called = known.targets[::step].tolist(), known.predicted[::step].tolist()
+    marks = ticks(min(*truth, *called), max(*truth, *called))
+    gap = marks[1] - marks[0] if len(marks) > 1 else 1.0
+    low, high = marks[0] - gap, marks[-1] + gap
+    across = Axis("Labelled", low, high)
+    differences = [b - a for a, b in zip(truth, called, strict=True)]
+    levels = {"bias": "bias", "loa_low": "lower limit of agreement", "loa_high": "upper limit of agreement"}
+    scores = {words: found.metrics[name].value for name, words in levels.items() if name in found.metrics}
+    lines = [
+        Series(f"{words}: {value:.3g}", [(low, value), (high, value)], faint=words != "bias", strong=words == "bias")
+        for words, value in scores.items()
+        if value is not None
+    ]
+    reach = max(abs(value) for value in [*differences, *(one for one in scores.values() if one is not None), 1e-12])
+    end = _round_up(reach)
+    return [
+        plot(
+            [
+                Series("equal", [(low, low), (high, high)], faint=True),
+                Series("photographs", list(zip(truth, called, strict=True)), dots=True, loose=True),
+            ],
+            across,
+            Axis("Predicted", low, high),
+            title="Predicted against labelled",
+        ),
+        plot(
+            [
+                *lines,
+                Series(
+                    "photographs",
+                    [((a + b) / 2, b - a) for a, b in zip(truth, called, strict=True)],
+                    dots=True,
+                    loose=True,
+                ),
+            ],
+            Axis("Mean of labelled and predicted", low, high),
+            Axis("Predicted less labelled", -end, end),
+            title="Difference against mean (Bland and Altman)",
+        ),
+    ]
+
+
 def _share(curve: Curve) -> float:
     return float(curve.hits[-1] / (curve.hits[-1] + curve.alarms[-1]))
 
@@ -74,7 +139,7 @@ def _pr(curve: Curve) -> list[tuple[float, float]]:
     return [(r, h / (h + a)) for r, h, a in zip(recall, hits, alarms, strict=True) if h + a]
 
 
-def reliability_chart(found: Dataset) -> Markup | None:
+def reliability_chart(found: Dataset, title: str = "Reliability") -> Markup | None:
     """Confidence against accuracy, before and after calibration; None where metrics.json has no bins."""
     if found.reliability is None:
         return None
@@ -92,7 +157,7 @@ def reliability_chart(found: Dataset) -> Markup | None:
         series,
         Axis("How sure it is", number=_percent),
         Axis("How often it is right", number=_percent),
-        title="Reliability (the larger a dot, the more photographs)",
+        title=f"{title} (the larger a dot, the more photographs)",
     )
 
 

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 from eyetune.backbones import BackboneSpec, find_spec
 from eyetune.data.record import SPLITS
 from eyetune.errors import RunError, UserError
-from eyetune.metrics.predictions import TARGET, Predictions
+from eyetune.metrics.predictions import TARGET
 from eyetune.metrics.scores import primary_metric
+from eyetune.metrics.table import Table
 from eyetune.report.content import Dataset, LeftOut, Metrics, Score, read_content
 from eyetune.train.leaks import SAME_BYTES
-from eyetune.train.results import headline_metrics
+from eyetune.train.results import headline
 from eyetune.train.rundir import ModelCard, RunDir
 
 if TYPE_CHECKING:
     from eyetune.config import Config
-    from eyetune.metrics.calibration import Calibration
+    from eyetune.metrics.fitted import Fitted
 
 #: The run's own splits that are scored.
 VAL, TEST = "val", "test"
@@ -52,7 +53,7 @@ class Facts:
         environment, load_report, data, cost: the JSON files; empty when they are not there.
         history: a row an epoch.
         splits: rows of splits.csv.
-        predictions: dataset -> table of classes, of those that are there.
+        predictions: dataset -> table, of those that are there.
         calibrated: the same with calibrated probabilities, where the run has a calibration of their classes.
         calibration: the run's own, fitted on validation; None without one, or one of other weights.
     """
@@ -68,9 +69,9 @@ class Facts:
     cost: dict[str, Any]
     history: list[dict[str, Any]]
     splits: list[dict[str, str]]
-    predictions: dict[str, Predictions]
-    calibrated: dict[str, Predictions]
-    calibration: Calibration | None
+    predictions: dict[str, Table]
+    calibrated: dict[str, Table]
+    calibration: Fitted | None
 
     @property
     def datasets(self) -> dict[str, Dataset]:
@@ -120,13 +121,14 @@ class Facts:
     def headline(self) -> tuple[str, ...]:
         """The metrics worth a line of their own, of those that are there: the primary one, then the usual ones."""
         known = dict.fromkeys(name for found in self.datasets.values() for name in found.metrics)
-        usual = headline_metrics(self.classes) if len(self.classes) > 1 else known
+        usual = headline({"task": self.task, "classes": self.classes})[1] if self.classes else known
         return tuple(name for name in dict.fromkeys((self.primary, *usual)) if name in known)
 
     @property
     def rejoined(self) -> list[str]:
         """The datasets that were scored in other classes than the run's."""
-        return [name for name, found in self.datasets.items() if tuple(found.classes) != tuple(self.classes)]
+        scored = {name: found.classes for name, found in self.datasets.items() if found.task == "classification"}
+        return [name for name, classes in scored.items() if tuple(classes) != tuple(self.classes)]
 
     @property
     def knows_patients(self) -> bool | None:
@@ -185,9 +187,7 @@ def read_facts(path: Path | str) -> Facts:
         )
     metrics = read_content(Metrics, folder.read_metrics(), folder.metrics_file)
     card = folder.read_card()
-    tables = {
-        name: table for name in metrics.datasets if isinstance(table := folder.read_predictions(name), Predictions)
-    }
+    tables = {name: table for name in metrics.datasets if (table := folder.read_predictions(name)) is not None}
     return Facts(
         folder=folder,
         metrics=metrics,
@@ -206,19 +206,19 @@ def read_facts(path: Path | str) -> Facts:
     )
 
 
-def _calibration(folder: RunDir, site: str | None) -> Calibration | None:
+def _calibration(folder: RunDir, site: str | None) -> Fitted | None:
     try:
         return folder.read_calibration(site) if folder.best.is_dir() else None
     except UserError:
         return None
 
 
-def _calibrated(folder: RunDir, table: Predictions, found: Dataset) -> Predictions:
+def _calibrated(folder: RunDir, table: Table, found: Dataset) -> Table:
     """The table calibrated as its scores were; as it is where that calibration is gone, or of other weights or
     classes: what was fitted for the run's classes says nothing of others that some of them were joined to."""
     fitted_on = None if found.calibrated_by is None else found.calibrated_by.dataset
     calibration = _calibration(folder, None if fitted_on in (None, VAL) else fitted_on)
-    fits = calibration is not None and calibration.classes == tuple(table.classes)
+    fits = calibration is not None and calibration.classes == table.names and table.task == found.task
     return calibration.apply(table) if calibration is not None and fits else table
 
 

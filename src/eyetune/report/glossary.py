@@ -21,6 +21,7 @@ SOURCES: dict[str, str] = {
     "efron": "Efron and Tibshirani 1993, An introduction to the bootstrap",
     "geifman": "Geifman and El-Yaniv 2017, Selective classification for deep neural networks",
     "angelopoulos": "Angelopoulos and Bates 2023, Conformal prediction: a gentle introduction",
+    "lei": "Lei et al. 2018, Distribution-free predictive inference for regression",
     "lee": "Lee et al. 2018, A simple unified framework for detecting out-of-distribution samples",
     "adebayo": "Adebayo et al. 2018, Sanity checks for saliency maps",
     "mitchell": "Mitchell et al. 2019, Model cards for model reporting",
@@ -145,6 +146,12 @@ TERMS: dict[str, Term] = {
         "Instead of one class, a list of classes made to hold the true one with the stated probability, for "
         "photographs like those of the validation split.",
         "angelopoulos",
+    ),
+    "prediction_interval": Term(
+        "Prediction interval",
+        "The predicted number, and to either side the error that nine in ten validation patients do not exceed: made "
+        "to hold the labelled number with the stated probability, for photographs like those.",
+        "lei",
     ),
     "ood": Term(
         "Out of distribution",

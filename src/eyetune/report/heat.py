@@ -31,7 +31,7 @@ class Example(Part):
     image: str
     truth: str
     called: str
-    probability: float
+    probability: float | None
     square: str = Field(pattern="^data:image/")
     learnt: str = Field(pattern="^data:image/")
     shuffled: str = Field(pattern="^data:image/")
@@ -71,18 +71,20 @@ def draw_heat_maps(run: Run, facts: Facts) -> HeatMaps:
     name = facts.judged_on
     table = facts.calibrated.get(name) if name is not None else None
     if name is None or table is None:
-        raise UserError("there are no predictions of classes on a test split or an outside dataset.")
+        raise UserError("there are no predictions on a test split or an outside dataset.")
     album = Album(facts)
     places = [(case, path) for case in examples(table) if (path := album.place(name, case.image)) is not None][:MOST]
     if not places:
         raise UserError("the photographs are no longer where they were.")
+    # A table of numbers does not know what they are called.
+    targets = [case.output if case.output in run.classes else None for case, _ in places]
     sanity = sanity_check(run, [path for _, path in places])
     shuffled = copy.copy(run)
     shuffled.model = shuffle_weights(run.model)
     found = []
-    for (case, path), correlation in zip(places, sanity.correlations, strict=True):
-        learnt = explain(run, path, target=case.called)
-        random = explain(shuffled, path, target=case.called)
+    for (case, path), target, correlation in zip(places, targets, sanity.correlations, strict=True):
+        learnt = explain(run, path, target=target)
+        random = explain(shuffled, path, target=target)
         found.append(
             Example(
                 dataset=name,

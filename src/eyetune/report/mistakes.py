@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings, load_square
 from eyetune.errors import DataError, UserError
-from eyetune.metrics.predictions import UNKNOWN, Predictions
+from eyetune.metrics.predictions import UNKNOWN, LabelPredictions, Predictions, ValuePredictions
 from eyetune.metrics.scores import has_order
 from eyetune.pages.page import picture
 
@@ -38,54 +38,86 @@ class Case:
     Attributes:
         row: its row in predictions/NAME.csv, counted as a spreadsheet does (the header is row 1).
         image: its name in the table.
-        truth, called: class names.
-        probability: of the class called, 0..1.
-        distance: classes between the two; None where they have no order.
+        truth, called: class names; of a label "no NAME" and "NAME"; of a number the number.
+        probability: of what was called, 0..1; None of a number.
+        distance: classes between the two, or how far off the number is; None where neither makes sense.
+        output: the class, the label or the number that a heat map of it is of.
     """
 
     row: int
     image: str
     truth: str
     called: str
-    probability: float
-    distance: int | None
+    probability: float | None
+    distance: float | None
+    output: str
 
 
-def surest_mistakes(predictions: Predictions, most: int = MOST) -> list[Case]:
-    """The wrong answers with the highest probability, surest first."""
-    wrong = _wrong(predictions)
-    order = np.argsort(-_confidence(predictions)[wrong], kind="stable")
-    return [_case(predictions, int(index)) for index in wrong[order][:most]]
-
-
-def furthest_mistakes(predictions: Predictions, most: int = MOST) -> list[Case]:
-    """The answers furthest from the label, two classes or more, the surer of equals first; none without an order."""
-    if len(predictions.classes) < 3 or not has_order(predictions):
+def surest_mistakes(table: Table, most: int = MOST) -> list[Case]:
+    """The wrong answers with the highest probability, surest first; of several labels, as many of each. A number has no
+    probability: none."""
+    if isinstance(table, LabelPredictions):
+        each = max(1, most // len(table.labels))
+        found = [case for name in table.labels for case in _of_label(table, name, surest_mistakes, each)]
+        return sorted(found, key=lambda case: -(case.probability or 0.0))[:most]
+    if not isinstance(table, Predictions):
         return []
-    wrong = _wrong(predictions)
-    distance = np.abs(predictions.predicted - predictions.targets)[wrong]
+    wrong = _wrong(table)
+    order = np.argsort(-_confidence(table)[wrong], kind="stable")
+    return [_case(table, int(index)) for index in wrong[order][:most]]
+
+
+def furthest_mistakes(table: Table, most: int = MOST) -> list[Case]:
+    """The answers furthest from the label: of grades two classes or more, the surer of equals first; of a number the
+    largest errors; none where there is no order."""
+    if isinstance(table, ValuePredictions):
+        order = np.argsort(-_errors(table), kind="stable")
+        return [_number(table, int(index)) for index in order[: min(most, int(table.known.sum()))]]
+    if not isinstance(table, Predictions) or len(table.classes) < 3 or not has_order(table):
+        return []
+    wrong = _wrong(table)
+    distance = np.abs(table.predicted - table.targets)[wrong]
     wrong, distance = wrong[distance >= 2], distance[distance >= 2]
-    order = np.lexsort((-_confidence(predictions)[wrong], -distance))
-    return [_case(predictions, int(index)) for index in wrong[order][:most]]
+    order = np.lexsort((-_confidence(table)[wrong], -distance))
+    return [_case(table, int(index)) for index in wrong[order][:most]]
 
 
-def examples(predictions: Predictions, each: int = 1) -> list[Case]:
-    """The surest right answers of each class, then as many of the surest mistakes or more: what heat maps are of."""
-    right = np.flatnonzero(predictions.predicted == predictions.targets)
-    confidence = _confidence(predictions)
+def examples(table: Table, each: int = 1) -> list[Case]:
+    """What heat maps are of. The surest right answers of each class, then as many of the surest mistakes or more; of
+    several labels the surest answer to have each, then mistakes; of a number the nearest and the furthest off."""
+    if isinstance(table, LabelPredictions):
+        having = [case for name in table.labels for case in _of_label(table, name, _surest_right, each)]
+        return having + surest_mistakes(table, max(len(having), MOST - len(having)))
+    if isinstance(table, ValuePredictions):
+        order = np.argsort(_errors(table), kind="stable")
+        near = order[max(0, len(table) - int(table.known.sum())) :][: MOST // 2]
+        return [_number(table, int(index)) for index in near] + furthest_mistakes(table, MOST - MOST // 2)
+    if not isinstance(table, Predictions):
+        return []
+    right = np.flatnonzero(table.predicted == table.targets)
+    confidence = _confidence(table)
     chosen: list[int] = []
-    for k in range(len(predictions.classes)):
-        of_class = right[predictions.targets[right] == k]
+    for k in range(len(table.classes)):
+        of_class = right[table.targets[right] == k]
         chosen += of_class[np.argsort(-confidence[of_class], kind="stable")][:each].tolist()
-    return [_case(predictions, index) for index in chosen] + surest_mistakes(
-        predictions, max(len(chosen), MOST - len(chosen))
-    )
+    return [_case(table, index) for index in chosen] + surest_mistakes(table, max(len(chosen), MOST - len(chosen)))
 
 
-def shown(predictions: Predictions) -> list[Case]:
+def shown(table: Table) -> list[Case]:
     """Every photograph that a report may show, each once."""
-    cases = [*surest_mistakes(predictions), *furthest_mistakes(predictions), *examples(predictions)]
+    cases = [*surest_mistakes(table), *furthest_mistakes(table), *examples(table)]
     return list({case.row: case for case in cases}.values())
+
+
+def _of_label(table: LabelPredictions, name: str, choose: Callable[[Predictions, int], list[Case]], most: int) -> Any:
+    """The cases of one label: having it is an output of the network, lacking it is not."""
+    return [replace(case, output=name, distance=None) for case in choose(table.label(name), most)]
+
+
+def _surest_right(table: Predictions, most: int) -> list[Case]:
+    """The surest right answers of the second class."""
+    right = np.flatnonzero((table.predicted == 1) & (table.targets == 1))
+    return [_case(table, int(index)) for index in right[np.argsort(-_confidence(table)[right], kind="stable")][:most]]
 
 
 def remember(folder: RunDir, tables: Mapping[str, Table], manifests: Mapping[str, Manifest]) -> None:
@@ -94,7 +126,7 @@ def remember(folder: RunDir, tables: Mapping[str, Table], manifests: Mapping[str
     for name, manifest in manifests.items():
         where = {record.name: record.image for record in manifest}
         table = tables[name]
-        cases = [case for case in shown(table) if case.image in where] if isinstance(table, Predictions) else []
+        cases = [case for case in shown(table) if case.image in where]
         places[name] = {case.image: os.path.abspath(where[case.image]) for case in cases}
     folder.update_data(pictures=places)
 
@@ -169,4 +201,24 @@ def _case(predictions: Predictions, index: int) -> Case:
         called=predictions.classes[called],
         probability=float(predictions.probabilities[index, called]),
         distance=abs(called - target) if has_order(predictions) else None,
+        output=predictions.classes[called],
+    )
+
+
+def _errors(table: ValuePredictions) -> NDArray[np.float64]:
+    """float64[N]: how far off each is; -1, below all, where the truth is not known."""
+    found: NDArray[np.float64] = np.where(table.known, np.abs(table.predicted - table.targets), -1.0)
+    return found
+
+
+def _number(table: ValuePredictions, index: int) -> Case:
+    truth, called = float(table.targets[index]), float(table.predicted[index])
+    return Case(
+        row=index + 2,
+        image=table.images[index],
+        truth=f"{truth:.4g}",
+        called=f"{called:.4g}",
+        probability=None,
+        distance=abs(called - truth),
+        output=table.name,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from eyetune.errors import UserError, plural
 from eyetune.metrics.predictions import Predictions
+from eyetune.metrics.table import Table
 from eyetune.pages.page import write_page
 from eyetune.report import curves, glossary
 from eyetune.report.card import write_card
@@ -211,12 +212,14 @@ def every_metric(facts: Facts) -> list[tuple[str, list[Score]]]:
 def _dataset(facts: Facts, name: str, found: Dataset, album: Album) -> dict[str, Any]:
     table = facts.predictions.get(name)
     calibrated = facts.calibrated.get(name)
-    charts = [*(curves.ranking_charts(table) if table is not None else [])]
-    charts += [chart for chart in (curves.reliability_chart(found), curves.selective_chart(found)) if chart is not None]
+    charts = [] if table is None else [*curves.ranking_charts(table), *curves.agreement_charts(table, found)]
+    more = [curves.reliability_chart(found), curves.selective_chart(found)]
+    more += [curves.reliability_chart(alone, f"Reliability of “{label}”") for label, alone in found.per_label.items()]
+    charts += [chart for chart in more if chart is not None]
     sure, far = [], []
     if table is not None and name != VAL:
-        sure = album.gallery(name, _with(calibrated, surest_mistakes(table)))
-        far = album.gallery(name, _with(calibrated, furthest_mistakes(table)))
+        sure = album.gallery(name, _mistakes(surest_mistakes, table, calibrated))
+        far = album.gallery(name, _mistakes(furthest_mistakes, table, calibrated))
     return {
         "name": name,
         "title": {TEST: "Test split", VAL: "Validation split"}.get(name, f"Outside dataset “{name}”"),
@@ -230,13 +233,15 @@ def _dataset(facts: Facts, name: str, found: Dataset, album: Album) -> dict[str,
     }
 
 
-def _with(calibrated: Predictions | None, cases: Iterable[Case]) -> list[Case]:
-    """The cases with the calibrated probability of what was called."""
-    if calibrated is None:
-        return list(cases)
+def _mistakes(choose: Callable[[Table], list[Case]], table: Table, calibrated: Table | None) -> list[Case]:
+    """The cases with the calibrated probability of what was called. Of classes a site's calibration may call others
+    than the scores are of, so those are chosen before; of labels it cannot."""
+    if calibrated is None or not isinstance(table, Predictions) or not isinstance(calibrated, Predictions):
+        return choose(table if calibrated is None else calibrated)
     place = {name: index for index, name in enumerate(calibrated.classes)}
     return [
-        replace(case, probability=float(calibrated.probabilities[case.row - 2, place[case.called]])) for case in cases
+        replace(case, probability=float(calibrated.probabilities[case.row - 2, place[case.called]]))
+        for case in choose(table)
     ]
 
 
@@ -273,10 +278,10 @@ def terms(facts: Facts, heat: bool) -> list[tuple[str, glossary.Term, str]]:
             column for one in facts.datasets.values() for scores in one.per_class.values() for column in scores
         )
     )
-    shown = list(facts.datasets.values())
+    shown = [part for one in facts.datasets.values() for part in (one, *one.per_label.values())]
     names += ["interval", *per_class]
     names += ["ppv", "npv"] if any(one.operating_points for one in shown) else []
-    for key in ("reliability", "selective", "conformal", "ood"):
+    for key in ("reliability", "selective", "conformal", "prediction_interval", "ood"):
         names += [key] if any(getattr(one, key) is not None for one in shown) else []
     names += ["ece_equal_mass"] if any("ece_equal_mass" in one.calibrated_metrics for one in shown) else []
     names += ["heat_maps"] if heat else []

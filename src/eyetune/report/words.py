@@ -8,7 +8,9 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
 from eyetune.errors import plural
+from eyetune.metrics.calibration import Calibration, LabelCalibration
 from eyetune.metrics.metric import METRICS
+from eyetune.metrics.ranges import ValueCalibration
 from eyetune.metrics.scores import is_graded_dr
 from eyetune.report.content import Dataset, Score
 from eyetune.report.facts import TEST, VAL, Facts
@@ -16,7 +18,7 @@ from eyetune.report.glossary import label
 from eyetune.train.leaks import SAME_BYTES, unnamed_patients
 
 if TYPE_CHECKING:
-    from eyetune.metrics.calibration import Calibration
+    from eyetune.metrics.fitted import Fitted
 
 #: Below so many test images a share is known to ten percentage points either way at best (1.96 * sqrt(0.25 / 100)).
 FEW_IMAGES = 100
@@ -77,15 +79,25 @@ def table_name(facts: Facts) -> str:
     return table if table.startswith("hf:") else PurePath(table).name or table
 
 
-def calibration_words(calibration: Calibration) -> str:
+def calibration_words(calibration: Fitted) -> str:
     """`temperature 1.31 (95 % interval 1.10 to 1.55), fitted on 80 photographs of val`."""
+    said = "nothing"
+    if isinstance(calibration, Calibration):
+        said = f"temperature {_temperature(calibration)}"
+    elif isinstance(calibration, LabelCalibration):
+        each = [f"of “{name}” {_temperature(one)}" for name, one in calibration.labels.items()]
+        said = f"temperature {', '.join(each)}"
+    elif isinstance(calibration, ValueCalibration) and calibration.interval.half_width is not None:
+        interval = calibration.interval
+        said = f"prediction interval of {100 * interval.level:.0f} %: the number predicted ± {interval.half_width:.3g}"
+    sample = calibration.fitted_on
+    return f"{said}, fitted on {plural(sample.n, 'photograph')} of {sample.dataset}"
+
+
+def _temperature(calibration: Calibration) -> str:
     low, high = calibration.temperature.ci
     ends = "" if low is None or high is None else f" (95 % interval {low:.2f} to {high:.2f})"
-    sample = calibration.fitted_on
-    return (
-        f"temperature {calibration.temperature.value:.2f}{ends}, fitted on {plural(sample.n, 'photograph')} of "
-        f"{sample.dataset}"
-    )
+    return f"{calibration.temperature.value:.2f}{ends}"
 
 
 def listed(names: list[str], most: int = 8) -> str:
@@ -150,12 +162,33 @@ def _good(facts: Facts, name: str) -> Iterator[str]:
         if share := _commonest(found):
             sentence += f" Always answering “{share[0]}” would be right for {100 * share[1]:.0f} %."
         yield sentence
+    yield from _good_of_labels(found)
+    yield from _good_of_number(facts, name)
     sensitivity, specificity = (facts.score(name, f"referable_{side}") for side in ("sensitivity", "specificity"))
     if sensitivity.value is not None and specificity.value is not None:
         yield (
             f"Of the eyes with referable retinopathy (grade 2 or worse) it found {with_interval(sensitivity, True)}; "
             f"of those without, it spared {with_interval(specificity, True)}. It is said to find an eye where the "
             "probabilities of the grades from 2 on add up to a half, whichever single grade it answered."
+        )
+
+
+def _good_of_labels(found: Dataset) -> Iterator[str]:
+    for label_name, alone in found.per_label.items():
+        having = sum(alone.confusion_matrix[-1]) if alone.confusion_matrix else 0
+        area = with_interval(alone.metrics.get("auroc_macro", Score()))
+        yield f"“{label_name}”: AUROC {area}; {having} of {plural(alone.n, 'photograph')} have it."
+
+
+def _good_of_number(facts: Facts, name: str) -> Iterator[str]:
+    low, high, explained = (facts.score(name, one).value for one in ("loa_low", "loa_high", "r2"))
+    if low is not None and high is not None:
+        limits = f"{low:+.3g} and {high:+.3g}".replace("-", "−")
+        yield f"If its errors are normally distributed, 95 % of them lie between {limits} (limits of agreement)."
+    if explained is not None:
+        yield (
+            f"It explains {100 * explained:.0f} % of the differences between photographs (R²); always saying the mean "
+            "explains 0 %."
         )
 
 
@@ -267,10 +300,16 @@ def _about_warnings(name: str, texts: Iterable[str]) -> Iterator[Caution]:
 def _about_calibration(facts: Facts) -> Iterator[Caution]:
     if facts.calibration is not None and facts.calibration.fitted_on.n < FEW_IMAGES:
         sample = facts.calibration.fitted_on
+        what, other = (
+            "Calibration, thresholds and prediction sets rest",
+            "other sensitivities and coverages than they aim",
+        )
+        if facts.task == "regression":
+            what, other = "The prediction interval rests", "another coverage than it aims"
         yield Caution(
             "warn",
-            f"Calibration, thresholds and prediction sets rest on {plural(sample.n, 'photograph')} of "
-            f"{sample.dataset}: expect other sensitivities and coverages than they aim at.",
+            f"{what} on {plural(sample.n, 'photograph')} of {sample.dataset}: expect {other} "
+            f"{'aims' if facts.task == 'regression' else 'aim'} at.",
         )
 
 

@@ -16,7 +16,7 @@ from eyetune.errors import UserError
 
 if TYPE_CHECKING:
     from eyetune.data.cache import Cache
-    from eyetune.metrics.calibration import Calibration
+    from eyetune.metrics.fitted import Fitted
     from eyetune.train.rundir import RunDir
 
 LEARNT_FROM = ("train", "val")
@@ -91,7 +91,7 @@ def overlap(records: Sequence[Record], seen: Seen, cache: Cache | None = None) -
     return found
 
 
-def calibrated_on(records: Sequence[Record], site: Calibration | None, cache: Cache | None = None) -> list[str]:
+def calibrated_on(records: Sequence[Record], site: Fitted | None, cache: Cache | None = None) -> list[str]:
     """Warnings for a dataset whose probabilities a site's calibration changes: that it does, and which of `records` it
     was fitted on; empty where the run's own is used."""
     if site is None:

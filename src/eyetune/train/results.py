@@ -12,11 +12,13 @@ from rich.table import Table
 
 from eyetune.errors import DataError, did_you_mean
 from eyetune.metrics import agreement, plots
-from eyetune.metrics.calibration import Calibration, fit_calibration, trust
+from eyetune.metrics.calibration import Calibration, LabelCalibration, fit_calibration, trust
+from eyetune.metrics.fitted import Fitted
 from eyetune.metrics.forest import forest
 from eyetune.metrics.labelmap import merging
 from eyetune.metrics.patients import patient_level
 from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
+from eyetune.metrics.ranges import ValueCalibration
 from eyetune.metrics.scores import generalization, is_graded_dr, primary_metric, score
 from eyetune.metrics.strangeness import Strangeness, choose_threshold
 from eyetune.metrics.subgroups import Grouping, subgroups
@@ -37,7 +39,7 @@ _VALUE_HEADLINE = ("mae", "rmse", "r2", "pearson", "ccc", "bias")
 _GRADED_HEADLINE = ("accuracy", "balanced_accuracy", "qwk", "auroc_macro", "referable_auroc")
 
 
-def calibrate(run: Run, val: Said | None) -> Calibration | None:
+def calibrate(run: Run, val: Said | None) -> Fitted | None:
     """Fit the calibration of a trained run on its validation split, write it, and say what came of it.
 
     Returns None, and says so, when there is no labelled validation image.
@@ -63,27 +65,36 @@ def _strangeness(novelty: Novelty | None, val: Said) -> Strangeness | None:
     )
 
 
-def calibration_line(calibration: Calibration | None) -> str:
+def calibration_line(calibration: Fitted | None) -> str:
     """A calibration in one line."""
     if calibration is None:
-        return "calibration: none, for no validation image has a label; probabilities stay as the network gives them"
-    temperature, sample = calibration.temperature, calibration.fitted_on
-    low, high = temperature.ci
+        return "calibration: none, for no validation image has a label; what the network gives stays as it is"
+    sample, said = calibration.fitted_on, "nothing"
+    if isinstance(calibration, Calibration):
+        said = f"temperature {_temperature(calibration)}"
+    elif isinstance(calibration, LabelCalibration):
+        said = ", ".join(f"temperature of {name} {_temperature(one)}" for name, one in calibration.labels.items())
+    elif isinstance(calibration, ValueCalibration) and calibration.interval.half_width is not None:
+        interval = calibration.interval
+        said = f"predicted ± {interval.half_width:.3g} holds {interval.level:.0%}"
+    return f"calibration: {said}, fitted on {sample.n} images of {sample.dataset}"
+
+
+def _temperature(calibration: Calibration) -> str:
+    low, high = calibration.temperature.ci
     interval = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
-    return (
-        f"calibration: temperature {temperature.value:.2f}{interval}, fitted on {sample.n} images of {sample.dataset}"
-    )
+    return f"{calibration.temperature.value:.2f}{interval}"
 
 
 def add_scores(
     folder: RunDir,
     tables: Mapping[str, Said],
-    calibration: Calibration | None = None,
+    calibration: Fitted | None = None,
     *,
     about: Mapping[str, Mapping[str, Any]] | None = None,
     by: Sequence[Grouping] = (),
     reference: str | None = None,
-    site: Calibration | None = None,
+    site: Fitted | None = None,
 ) -> dict[str, Any]:
     """Write the predictions, their scores and plots into a run folder, beside what stands there already.
 
@@ -118,15 +129,16 @@ def add_scores(
     return content
 
 
-def _described(
-    table: Said, calibration: Calibration | None, val: Said | None, by: Sequence[Grouping]
-) -> dict[str, Any]:
+def _described(table: Said, calibration: Fitted | None, val: Said | None, by: Sequence[Grouping]) -> dict[str, Any]:
     """The scores of a dataset, by patient and by group too where the table says who and which."""
-    # What was fitted for the run's classes says nothing of others that some of them were joined to.
-    classes = tuple(table.classes) if isinstance(table, Predictions) else None
-    fitting = calibration if calibration is None or calibration.classes == classes else None
-    found = score(table) | trust(table, fitting, val)
-    if isinstance(table, Predictions) and (joined := patient_level(table)) is not None:
+    # What was fitted for the run's classes says nothing of others that some of them were joined to. (Nothing read from
+    # a file knows what a number is called.)
+    alike = calibration is None or calibration.classes == table.names or isinstance(table, ValuePredictions)
+    found, trusted = score(table), trust(table, calibration if alike else None, val)
+    for name, more in trusted.pop("per_label", {}).items():
+        found["per_label"][name] |= more
+    found |= trusted
+    if (joined := patient_level(table)) is not None:
         found["patient_level"] = joined
     groupings = {one.column: one for one in by}
     if table.traits:

@@ -21,7 +21,7 @@ from eyetune.data.loader import Workers, make_loader
 from eyetune.data.record import Kind, Record
 from eyetune.data.records import Manifest
 from eyetune.errors import DataError, RunError, UserError
-from eyetune.metrics.calibration import Calibration
+from eyetune.metrics.fitted import Fitted
 from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
 from eyetune.metrics.table import Table
 from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
@@ -77,7 +77,7 @@ class Run:
         return self.card.classes
 
     @cached_property
-    def calibration(self) -> Calibration | None:
+    def calibration(self) -> Fitted | None:
         """What was fitted on the validation split: the temperature of the probabilities, operating points and the
         rest. None for a run without labelled validation images, or one that has none yet (`finetune --resume` adds it).
 
@@ -85,7 +85,7 @@ class Run:
         """
         return self.calibration_for(None)
 
-    def calibration_for(self, site: str | None) -> Calibration | None:
+    def calibration_for(self, site: str | None) -> Fitted | None:
         """The calibration fitted on a site's own images (see `eyetune calibrate`), by its name or its file; of None,
         the run's own.
 
@@ -222,7 +222,7 @@ class Run:
         found = self.table(self.unlabelled(records), batch_size=batch_size)
         if isinstance(found, ValuePredictions):
             return found.predicted
-        if calibrated and self.calibration is not None and isinstance(found, Predictions):
+        if calibrated and self.calibration is not None:
             found = self.calibration.apply(found)
         assert isinstance(found, (Predictions, LabelPredictions))
         return found.probabilities

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from eyetune.config import Config, RunConfig
-    from eyetune.metrics.calibration import Calibration
+    from eyetune.metrics.fitted import Fitted
     from eyetune.metrics.table import Table
 
 AnyConfig = TypeVar("AnyConfig", bound="RunConfig")
@@ -402,12 +402,12 @@ class RunDir:
             return replace(table, ordered=True) if tuple(table.classes) == tuple(card.classes) else table
         return table
 
-    def write_calibration(self, calibration: Calibration, site: str | None = None) -> None:
+    def write_calibration(self, calibration: Fitted, site: str | None = None) -> None:
         """Write `calibration.json`, or `calibration/SITE.json`."""
         if self.main:
             write_json(self.calibration_file(site), calibration.to_dict())
 
-    def read_calibration(self, site: str | None = None) -> Calibration | None:
+    def read_calibration(self, site: str | None = None) -> Fitted | None:
         """The run's own calibration, None where it has none; or that for a site: its name, or a file (a path, or what
         ends in .json).
 

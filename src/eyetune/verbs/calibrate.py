@@ -133,7 +133,7 @@ def calibrate(
     Raises DataError for a sample that is too small, of one class, of other classes, or that shares photographs with the
     run's training; RunError when the name is taken, or another process works on the run.
     """
-    from eyetune.metrics.calibration import fit_site
+    from eyetune.metrics.calibration import Calibration, fit_site
     from eyetune.train.leaks import Seen, digests, overlap, unnamed_patients
 
     refuse_task(run)
@@ -149,9 +149,10 @@ def calibrate(
         shared = overlap(labelled.records, seen, run.cache)
         unnamed = unnamed_patients([record.patient for record in labelled])
         table = run.predictions(labelled, workers=workers, batch_size=batch_size)
+        own = run.calibration
         found = fit_site(
             table,
-            run.calibration,
+            own if isinstance(own, Calibration) else None,
             site,
             model=run.folder.best_model(),
             photographs=digests(labelled.records, run.cache),
@@ -163,9 +164,12 @@ def calibrate(
 
 
 def refuse_task(run: Run) -> None:
-    """Raise ConfigError for a run that does not tell one class an image: nothing of it is calibrated."""
+    """Raise ConfigError for a run that does not tell one class an image."""
     if run.reads != "classes":
-        raise ConfigError(f"{run.folder.path} learnt a {run.answer.kind} task; calibration is for one class an image.")
+        raise ConfigError(
+            f"{run.folder.path} learnt a {run.answer.kind} task; a site's calibration is for one class an image. What "
+            "was fitted on the run's own validation split is in its calibration.json."
+        )
 
 
 def check_name(run: Run, site: str, replace: bool) -> None:

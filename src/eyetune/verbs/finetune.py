@@ -344,15 +344,14 @@ class _Job:
 
         size = self.config.train.batch_size
         run.novelty = None  # whatever an earlier training left
-        classes = run.answer.task == "classification"  # of nothing else is anything calibrated
-        if classes and "val" in self.manifest.splits:
+        if "val" in self.manifest.splits:
             run.fit_novelty(self.manifest.select("train"), workers=self.config.workers, batch_size=size)
         tables = {
             name: run.table(self.manifest.select(name), workers=self.config.workers, batch_size=size)
             for name in OWN
             if name in self.manifest.splits
         }
-        run.calibration = calibrate(run, tables.get("val")) if classes else None
+        run.calibration = calibrate(run, tables.get("val"))
         about = {name: {"warnings": self.warnings(name)} for name in tables}
         content = add_scores(self.folder, tables, run.calibration, about=about)
         if not self.folder.main:

@@ -64,7 +64,7 @@ def command(
         computing: Device, precision, workers, batch size, weights, cache.
     """
     from eyetune.predicting import Predictor, Sources, choose_format
-    from eyetune.predicting.rows import choose_point
+    from eyetune.predicting.rows import choose_points
     from eyetune.train.run import load_run
 
     if calibration is not None and no_calibration:
@@ -75,13 +75,11 @@ def command(
     main = trained.runtime.is_main
     sources = Sources(paths, images=images, image_column=image_column) if main else None
     fitted = None if no_calibration else trained.calibration_for(calibration)
-    point = None
-    if not no_calibration:
-        point = choose_point(trained, fitted, operating_point)
+    points = {} if no_calibration else choose_points(trained, fitted, operating_point)
     predictor = Predictor(
         trained,
         calibration=fitted,
-        point=point,
+        points=points,
         quality=not no_quality,
         mirrored=tta,
         heat_maps=heatmaps,
@@ -110,20 +108,25 @@ def _refuse_own_pictures(heatmaps: Path | None, paths: Sequence[Path]) -> None:
 
 def _say_how(predictor: Predictor, no_calibration: bool) -> None:
     """What the probabilities and calls rest on, to stderr."""
-    fitted, point = predictor.calibration, predictor.point
+    fitted, points = predictor.calibration, predictor.points
     said = []
-    if fitted is not None:
+    if predictor.interval is not None and fitted is not None:
+        low = f"{predictor.interval.level:.0%} of the images of {fitted.fitted_on.dataset}"
+        said.append(f"low and high: predicted ± {predictor.interval.half_width:.3g}, which held {low} or more")
+    if not predictor.has_probabilities:
+        pass
+    elif fitted is not None:
         said.append(f"probabilities calibrated on {fitted.fitted_on.n} images of {fitted.fitted_on.dataset}")
     elif no_calibration:
         said.append("probabilities as the network gives them, not calibrated")
-    elif predictor.has_classes:
+    else:
         said.append(
             "probabilities are not calibrated: the run has no calibration.json (finetune --resume adds it where there "
             "are labelled validation images)"
         )
-    if point is not None:
-        said.append(f"{predictor.called}: {point.name}, chosen on {point.chosen_on}: {point.threshold:.3f} or more")
-    elif predictor.has_classes:
+    for column, point in points.items():
+        said.append(f"{column}: {point.name}, chosen on {point.chosen_on}: {point.threshold:.3f} or more")
+    if not points and predictor.has_probabilities:
         said.append("no column referable or positive: there is no operating point for it")
     if predictor.strangeness is None:
         said.append("no column out_of_distribution: the run has nothing to compare with")
