@@ -54,7 +54,7 @@ from eyetune import __version__
 from eyetune.comparison.plan import Arm, Plan
 from eyetune.comparison.words import listed, sentences
 from eyetune.errors import RunError
-from eyetune.metrics.intervals import Clusters, bias_corrected
+from eyetune.metrics.intervals import Clusters
 from eyetune.metrics.paired import AREA_METRICS, Answers, Compared, delong, holm, permutation, resampled_means
 from eyetune.metrics.scores import METRICS, Undefined, is_graded_dr, sample
 from eyetune.metrics.table import Table
@@ -327,7 +327,7 @@ def _test(tables: _Tables, arms: Sequence[Arm], metric: str, *, primary: bool) -
                         one = resampled_means({"": side}, clusters, METRICS.get(metric))
                         drawn[arm, tuple(seeds)] = one[""]
                 apart = drawn[first, tuple(seeds)] - drawn[second, tuple(seeds)]
-                ci = bias_corrected(apart, found.difference)
+                ci = METRICS.get(metric).gap_interval(apart, found.difference)
         except (Undefined, ZeroDivisionError) as reason:
             found, ci, each = Compared(float("nan"), None, reason=str(reason) or "no seed in common"), None, []
         pairs.append(pair | _outcome(found, ci, each))

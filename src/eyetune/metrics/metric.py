@@ -83,6 +83,14 @@ class Metric:
             return bias_allowing(values, estimate, self.low, self.high)
         return bias_corrected(values, estimate)
 
+    def gap_interval(self, values: Floats, gap: float) -> list[float] | None:
+        """[low, high] of the difference `gap` of two values, from float64[R] differences in the same resamples (NaN
+        where there is none). Two samples of other sizes are pushed to one side by different amounts."""
+        if self.biased:
+            reach = self.high - self.low
+            return bias_allowing(values, gap, -reach, reach)
+        return bias_corrected(values, gap)
+
     def entry(self, outcomes: Any, names: Sequence[str] = (), what: str = "classes") -> dict[str, Any]:
         """The value as metrics.json has it, without its interval: a reason where there is none, a note where the mean
         leaves out some of `names`, of the classes or labels (`what`)."""

@@ -328,7 +328,8 @@ def score(
         :mod:`eyetune.metrics.intervals`), and by task:
         classification: `classes`, `per_class` {class: {precision, recall (= sensitivity), specificity, f1, auroc,
         auprc, support}}, `per_class_ci` {class: {the same: [low, high], or None}}, `confusion_matrix` (rows = truth),
-        and for grades `referable` (from which grade, at which threshold);
+        for grades `referable` (from which grade, at which threshold), and `ordered` where the configuration alone
+        says that the classes have an order;
         multilabel: `labels`, `threshold`, and `per_label` {label: the same as for a classification of two classes};
         regression: `target`, what the number is called.
         A value that is not defined is None, with its `reason`; a mean over classes that had to leave some out has a
@@ -370,6 +371,8 @@ def score(
         result["per_class_ci"] = {
             name: {column: also[f"{column} {name}"][1].get("ci") for column in CLASS_COLUMNS} for name in classes
         }
+    if predictions.ordered:
+        result["ordered"] = True
     if graded:
         result["referable"] = {"grade_at_least": REFERABLE_GRADE, "threshold": REFERABLE_THRESHOLD}
     return result

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from eyetune.metrics.intervals import RESAMPLES, Clusters, bias_allowing, bias_corrected
+from eyetune.metrics.intervals import RESAMPLES, Clusters
 from eyetune.metrics.metric import METRICS, Metric
 from eyetune.metrics.outcomes import Floats, Outcomes
 from eyetune.metrics.part import Ends, Part
@@ -162,7 +162,7 @@ def judge(
         found[0][name] = _figure(first, metric.interval(drawn_first, first))
         found[1][name] = _figure(second, _wider(metric.interval(drawn_second, second), second, metric))
         gap, mean = drawn_second - drawn_first, second - first
-        ends = bias_allowing(gap, mean, -1.0, 1.0) if metric.biased else bias_corrected(gap, mean)
+        ends = metric.gap_interval(gap, mean)
         found[2][name] = _figure(mean, _wider(ends, mean))
     return Brought(
         folds=FOLDS,

@@ -18,7 +18,7 @@ import numpy as np
 
 from eyetune.data.labels import is_missing, natural
 from eyetune.errors import ConfigError, DataError
-from eyetune.metrics.intervals import RESAMPLES, bias_corrected
+from eyetune.metrics.intervals import RESAMPLES
 from eyetune.metrics.metric import METRICS
 from eyetune.metrics.outcomes import Floats
 from eyetune.metrics.predictions import Predictions
@@ -191,7 +191,7 @@ def _gaps(found: Mapping[str, Any], values: Mapping[str, Mapping[str, Floats]]) 
             continue
         high, low = max(defined, key=defined.__getitem__), min(reversed(defined), key=defined.__getitem__)
         value = defined[high] - defined[low]
-        ends = bias_corrected(values[high][key] - values[low][key], value)
+        ends = METRICS.get(key).gap_interval(values[high][key] - values[low][key], value)
         gaps[key] = {"value": value, "ci": [None, None] if ends is None else ends, "between": [high, low]}
     return gaps
 

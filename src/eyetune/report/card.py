@@ -153,11 +153,15 @@ def _factors(facts: Facts) -> Iterator[str]:
 def _metrics(facts: Facts) -> Iterator[str]:
     yield "\n## Metrics\n"
     yield from (f"- **{label(name)}**: {meaning(name)}" for name in (*facts.headline, "interval"))
-    points = [point for found in facts.datasets.values() for point in found.operating_points]
+    scored = [part for found in facts.datasets.values() for part in (found, *found.per_label.values())]
+    points = [point for part in scored for point in part.operating_points]
     if points:
-        yield "- **Decision thresholds** were chosen on the validation split:"
-        shown = {point.name: point for point in points if point.threshold is not None}
-        yield from (f"  - {_text(name)}: probability at least {one.threshold:.3f}" for name, one in shown.items())
+        chosen = {(point.chosen_on, point.name): point for point in points if point.threshold is not None}
+        for sample in dict.fromkeys(sample for sample, _ in chosen):
+            where = "the validation split" if sample == VAL else f"the labelled sample “{_text(sample)}”"
+            yield f"- **Decision thresholds** chosen on {where}:"
+            mine = [one for (of, _), one in chosen.items() if of == sample]
+            yield from (f"  - {_text(one.name)}: probability at least {one.threshold:.3f}" for one in mine)
     else:
         yield "- **Decision thresholds:** none were fixed; the most probable class is called."
 

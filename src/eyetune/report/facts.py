@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,9 @@ class Facts:
     def headline(self) -> tuple[str, ...]:
         """The metrics worth a line of their own, of those that are there: the primary one, then the usual ones."""
         known = dict.fromkeys(name for found in self.datasets.values() for name in found.metrics)
-        usual = headline({"task": self.task, "classes": self.classes})[1] if self.classes else known
+        usual: Iterable[str] = known
+        if self.task != "classification" or len(self.classes) > 1:
+            usual = headline({"task": self.task, "classes": self.classes})[1]
         return tuple(name for name in dict.fromkeys((self.primary, *usual)) if name in known)
 
     @property

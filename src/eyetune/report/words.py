@@ -300,16 +300,13 @@ def _about_warnings(name: str, texts: Iterable[str]) -> Iterator[Caution]:
 def _about_calibration(facts: Facts) -> Iterator[Caution]:
     if facts.calibration is not None and facts.calibration.fitted_on.n < FEW_IMAGES:
         sample = facts.calibration.fitted_on
-        what, other = (
-            "Calibration, thresholds and prediction sets rest",
-            "other sensitivities and coverages than they aim",
-        )
-        if facts.task == "regression":
-            what, other = "The prediction interval rests", "another coverage than it aims"
+        rests = f"on {plural(sample.n, 'photograph')} of {sample.dataset}"
         yield Caution(
             "warn",
-            f"{what} on {plural(sample.n, 'photograph')} of {sample.dataset}: expect {other} "
-            f"{'aims' if facts.task == 'regression' else 'aim'} at.",
+            f"The prediction interval rests {rests}: expect another coverage than it aims at."
+            if facts.task == "regression"
+            else f"Calibration, thresholds and prediction sets rest {rests}: expect other sensitivities and coverages "
+            "than they aim at.",
         )
 
 

@@ -213,14 +213,10 @@ def headline(found: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     if task == "regression":
         return _VALUE_HEADLINE[0], _VALUE_HEADLINE
     classes = tuple(found["classes"])
-    return primary_metric(classes), headline_metrics(classes)
-
-
-def headline_metrics(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The metrics that a short table shows, the one that chose the epoch among them."""
-    chosen = _GRADED_HEADLINE if is_graded_dr(classes) else _HEADLINE
-    primary = primary_metric(classes)
-    return chosen if primary in chosen else (primary, *chosen)
+    # Grades that only the configuration says have an order (`task.kind: ordinal`).
+    primary = "qwk" if found.get("ordered") else primary_metric(classes)
+    shown = _GRADED_HEADLINE if is_graded_dr(classes) else _HEADLINE
+    return primary, shown if primary in shown else (primary, *shown)
 
 
 def scores_table(content: Mapping[str, Any]) -> Table:

@@ -207,7 +207,7 @@ def evaluate(
     labelled = {name: in_our_terms(run, manifest, found[name]) for name, manifest in datasets.items()}
     traits = {name: traits_of(manifest, groupings) for name, manifest in labelled.items()}
     own = own_traits(run, groupings)
-    refuse_unknown(groupings, {**traits, REFERENCE: own}, {**labelled})
+    refuse_unknown(groupings, {**traits, REFERENCE: own}, labelled, run)
     site = None if calibration is None else run.calibration_for(calibration)
     with run.folder.in_use():
         seen = Seen.of_run(run.folder) if run.folder.main else Seen()
@@ -308,29 +308,41 @@ def traits_of(manifest: Manifest, groupings: Sequence[Grouping]) -> dict[str, li
 
 def own_traits(run: Run, groupings: Sequence[Grouping]) -> dict[str, dict[str, str]]:
     """Column -> image -> cell, from the table that the run was trained with, for its test split."""
-    from eyetune.data.records import open_manifest
-
     if not groupings or not run.folder.predictions_file(REFERENCE).is_file():
         return {}
-    try:
-        config = run.folder.read_config()
-        manifest = open_manifest(config.data, labels_required=False, kind=config.reads)
-    except UserError:
+    manifest = _own_table(run)
+    if manifest is None:
         return {}
     names = [record.name for record in manifest]
     return {column: dict(zip(names, cells, strict=True)) for column, cells in traits_of(manifest, groupings).items()}
 
 
+def _own_table(run: Run) -> Manifest | None:
+    """The table that the run was trained with; None where it is gone."""
+    from eyetune.data.records import open_manifest
+
+    try:
+        config = run.folder.read_config()
+        return open_manifest(config.data, labels_required=False, kind=config.reads)
+    except UserError:
+        return None
+
+
 def refuse_unknown(
-    groupings: Sequence[Grouping], traits: Mapping[str, Mapping[str, Any]], manifests: Mapping[str, Manifest]
+    groupings: Sequence[Grouping], traits: Mapping[str, Mapping[str, Any]], manifests: Mapping[str, Manifest], run: Run
 ) -> None:
     """Raise DataError for a column that no dataset has."""
-    for column in (one.column for one in groupings):
-        if not any(column in cells for cells in traits.values()):
-            known = dict.fromkeys(name for manifest in manifests.values() for one in manifest[:1] for name in one.extra)
-            where = ", ".join(manifests) or "the table the run was trained with, or that table is gone"
-            listed = f" There are: {', '.join([*known, 'eye'])}." if known else ""
-            raise DataError(f"--by {column}: no such column in {where}.{did_you_mean(column, known)}{listed}")
+    missing = [one.column for one in groupings if not any(one.column in cells for cells in traits.values())]
+    if not missing:
+        return
+    looked, where = dict(manifests), ", ".join(manifests)
+    if not looked and (own := _own_table(run)) is not None:
+        looked, where = {REFERENCE: own}, f"{own.source}, which the run was trained with"
+    where = where or "the table the run was trained with, which is gone"
+    known = dict.fromkeys(name for manifest in looked.values() for one in manifest[:1] for name in one.extra)
+    eye = ["eye"] if any(one.eye for manifest in looked.values() for one in manifest) else []
+    listed = f" There are: {', '.join([*known, *eye])}." if known or eye else ""
+    raise DataError(f"--by {missing[0]}: no such column in {where}.{did_you_mean(missing[0], [*known, *eye])}{listed}")
 
 
 @dataclass(frozen=True)
