@@ -10,9 +10,10 @@ import pytest
 
 from eyetune.errors import ConfigError, DataError
 from eyetune.metrics.forest import forest
+from eyetune.metrics.intervals import bias_allowing, bias_corrected
 from eyetune.metrics.patients import by_patient, is_severity, patient_level
 from eyetune.metrics.predictions import Predictions
-from eyetune.metrics.scores import score
+from eyetune.metrics.scores import METRICS, score
 from eyetune.metrics.subgroups import UNKNOWN, Grouping, groups, subgroups
 
 GRADES = ("0", "1", "2", "3", "4")
@@ -223,3 +224,12 @@ def test_patient_level_has_its_intervals() -> None:
     low, high = found["metrics"]["qwk"]["ci"]
     assert low <= found["metrics"]["qwk"]["value"] <= high
     json.dumps(found, allow_nan=False)
+
+
+def test_a_gap_allows_for_bias_as_its_metric_does() -> None:
+    values = np.random.default_rng(3).normal(0.1, 0.02, 400)
+    assert METRICS.get("ece").gap_interval(values, 0.05) == bias_allowing(values, 0.05, -1.0, 1.0)
+    assert METRICS.get("accuracy").gap_interval(values, 0.05) == bias_corrected(values, 0.05)
+    found = subgroups(table(120), Grouping("half"), ["a"] * 60 + ["b"] * 60, resamples=60)
+    low, high = found["gap"]["ece"]["ci"]
+    assert -1 <= low <= found["gap"]["ece"]["value"] <= high <= 1

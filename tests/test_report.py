@@ -153,8 +153,11 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_site_of_its_own_calibration_is_named(tmp_path: Path) -> None:
-    extras = EVERYTHING | {"calibrated_by": {"dataset": "clinic b", "n": 80}}
-    words = plain(written(run_folder(tmp_path / "run", extras={"handheld": extras}, pictures=False)))
+    points = [point | {"chosen_on": "clinic b"} for point in EVERYTHING["operating_points"]]
+    extras = EVERYTHING | {"calibrated_by": {"dataset": "clinic b", "n": 80}, "operating_points": points}
+    folder = run_folder(tmp_path / "run", extras={"handheld": extras}, pictures=False)
+    words = plain(written(folder))
+    assert "chosen on the labelled sample “clinic b”" in folder.card_file.read_text(encoding="utf-8")
     assert "are those fitted for “clinic b”, on 80 photographs of it, not the run's own" in words
     assert "Each threshold was chosen on “clinic b” to reach the target there" in words
 

@@ -19,6 +19,7 @@ from eyetune.errors import ConfigError
 from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions, read_table
 from eyetune.metrics.scores import score
 from eyetune.train.answers import Ranked
+from eyetune.train.results import headline
 from eyetune.train.task import SupervisedTask
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -139,6 +140,29 @@ def test_evaluate_scores_another_table_by_column_and_says_what_is_lost(
     assert set(found["subgroups"]["camera"]["groups"]) >= {"clinic"}
     assert str(run.card.metric) in content["generalization"]["external"]["again"]
     assert any("train" in warning for warning in found["warnings"]), "these were trained on"
+
+
+def test_a_site_cannot_join_classes_and_an_unknown_column_is_told(
+    trained: tuple[str, et.Run], cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, run = trained
+    folder, table = str(run.folder.path), f"clinic={cohort / 'more.csv'}:{cohort / 'images'}"
+    if name not in TABLES:
+        assert main(["calibrate", folder, "--data", table, "--map", "clinic=any-dr"]) == 2
+        assert "it joins classes of the run" in capsys.readouterr().err
+        assert run.folder.calibrations() == {}
+    assert main(["evaluate", folder, "--by", "camra"]) == 2
+    said = capsys.readouterr().err
+    assert "which the run was trained with. Did you mean 'camera'?" in said
+    assert all(column in said.partition("There are: ")[2] for column in ("camera", "caption", "eye"))
+
+
+def test_the_order_that_only_the_configuration_knows_decides_the_shown_metric() -> None:
+    rng = np.random.default_rng(0)
+    names, nobody = [str(n) for n in range(30)], [None] * 30
+    table = Predictions(names, nobody, nobody, rng.integers(0, 3, 30), rng.normal(size=(30, 3)), ("a", "b", "c"))
+    assert headline(score(table, resamples=0))[0] == "f1_macro"
+    assert headline(score(replace(table, ordered=True), resamples=0))[0] == "qwk"
 
 
 def test_predict_and_embed_know_the_task(trained: tuple[str, et.Run], cohort: Path, tmp_path: Path) -> None:

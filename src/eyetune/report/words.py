@@ -377,6 +377,9 @@ def _about_scores(facts: Facts, name: str, found: Dataset) -> Iterator[Caution]:
             "mistakes that none of these photographs made.",
         )
     yield from _about_classes(name, found)
+    for one, alone in found.per_label.items():
+        yield from _about_classes(f"{name}, {one}", alone)
+        yield from _about_probabilities(f"{name}, {one}", alone)
     share, accuracy = _commonest(found), facts.score(name, "accuracy")
     if share and accuracy.ci[0] is not None and accuracy.ci[0] <= share[1]:
         yield Caution(
@@ -423,6 +426,13 @@ def _about_probabilities(name: str, found: Dataset) -> Iterator[Caution]:
                 f"{name}: its prediction sets hold the truth for {with_interval(sets.coverage, True)} of photographs, "
                 f"not for the {100 * found.conformal.level:.0f} % they were made for.",
             )
+    drawn = found.prediction_interval
+    if drawn is not None and drawn.coverage.ci[1] is not None and drawn.coverage.ci[1] < drawn.level:
+        yield Caution(
+            "warn",
+            f"{name}: its prediction intervals hold the truth for {with_interval(drawn.coverage, True)} of photographs, "
+            f"not for the {100 * drawn.level:.0f} % they were made for.",
+        )
     for column, groups in found.subgroups.items():
         yield from _about_groups(name, column, groups.gap.get("balanced_accuracy") or groups.gap.get("accuracy"))
 
