@@ -430,8 +430,8 @@ def _about_probabilities(name: str, found: Dataset) -> Iterator[Caution]:
     if drawn is not None and drawn.coverage.ci[1] is not None and drawn.coverage.ci[1] < drawn.level:
         yield Caution(
             "warn",
-            f"{name}: its prediction intervals hold the truth for {with_interval(drawn.coverage, True)} of photographs, "
-            f"not for the {100 * drawn.level:.0f} % they were made for.",
+            f"{name}: its prediction intervals hold the truth for {with_interval(drawn.coverage, True)} of "
+            f"photographs, not for the {100 * drawn.level:.0f} % they were made for.",
         )
     for column, groups in found.subgroups.items():
         yield from _about_groups(name, column, groups.gap.get("balanced_accuracy") or groups.gap.get("accuracy"))
