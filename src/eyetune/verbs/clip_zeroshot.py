@@ -232,7 +232,7 @@ def _rows(chosen: Sequence[bool]) -> Any:
 
 def _few_shot(seen: _Seen, whole: Predictions, vectors: Tensor, *, scale: float, few: FewShot) -> dict[str, Any]:
     from eyetune.clip.fewshot import few_shot, linear_probe, tip_adapter
-    from eyetune.train.results import headline_metrics
+    from eyetune.train.results import headline
 
     features = seen.features.double().numpy()
     test, train = (_rows([row.split == name for row in seen.rows]) for name in ("test", "train"))
@@ -243,7 +243,7 @@ def _few_shot(seen: _Seen, whole: Predictions, vectors: Tensor, *, scale: float,
         whole.take(test),
         features[test],
         methods,
-        metrics=headline_metrics(tuple(whole.classes)),
+        metrics=headline({"classes": whole.classes})[1],
         shots=few.numbers(),
         draws=few.draws,
         seed=few.seed,
