@@ -62,6 +62,8 @@ def test_features_of_another_model_or_data_are_refused(pairs: PairSet, tmp_path:
     reuse(file, run, pairs)
     with pytest.raises(RunError, match="holds features of another model"):
         reuse(file, replace(run, fingerprint="other"), pairs)
+    file.write_bytes(file.read_bytes()[:-5])
+    assert not reuse(file, run, pairs, anew=True)[1]
     others = PairSet.open(colour_pairs(tmp_path / "others", ("blue", "red")), "test")
     with pytest.raises(DataError, match="holds features of other pairs"):
         reuse(file, run, others)
@@ -130,7 +132,7 @@ def test_retrieve_writes_measures_page_and_features(
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "by chance" in shown
-    place = opened.path / "retrieval" / "test"
+    place = opened.path / "retrieval" / "pairs-test"
     content = json.loads((place / "retrieval.json").read_text())
     for direction in ("image_to_text", "text_to_image"):
         assert content[direction]["metrics"]["recall_at_1"]["value"] == 1

@@ -25,7 +25,7 @@ from eyetune.data.fundus import prepare
 from eyetune.data.loader import Workers, choose_workers
 from eyetune.data.photo import Photo
 from eyetune.data.transforms import eval_transform
-from eyetune.errors import DataError, RunError
+from eyetune.errors import DataError, RunError, UserError
 from eyetune.files import atomic
 from eyetune.progress import meter
 from eyetune.train.task import SMALLER_FORWARD, enough_memory
@@ -218,7 +218,7 @@ def compute(run: ClipRun, pairs: PairSet, *, batch_size: int = 32, workers: Work
         model=run.fingerprint,
         run=str(run.path),
         length=run.length,
-        scale=float(run.model.logit_scales()["logit_scale"]),
+        scale=scale_of(run),
         data=pairs.fingerprint,
         folder=str(pairs.folder.resolve()),
         split=pairs.split,
@@ -230,6 +230,16 @@ def compute(run: ClipRun, pairs: PairSet, *, batch_size: int = 32, workers: Work
         labels=list(pairs.labels),
     )
     return Features(vectors, [(int(row), int(text)) for row, text in pairs.links], single, about)
+
+
+def scale_of(run: ClipRun) -> float:
+    """What the patient's similarities are multiplied by before a softmax, as trained."""
+    return float(run.model.logit_scales()["logit_scale"].detach())
+
+
+def results_of(run: Path) -> Path:
+    """Where results of a model go: its run folder; of a file NAME.pt, the folder NAME beside it."""
+    return run if run.is_dir() else run.with_suffix("")
 
 
 Eye = bytes | Path
@@ -277,7 +287,7 @@ def embed_eyes(
     batches = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
     threads = max(1, choose_workers(workers, len(mine), runtime.processes))
     done = 0
-    with enough_memory(SMALLER_FORWARD), meter(count, description) as update:
+    with enough_memory(SMALLER_FORWARD), meter(count, description, "patients") as update:
         for squares in _ahead(batches, job, threads):
             left = torch.stack([one for one, _ in squares])
             alone = torch.tensor([other is None for _, other in squares])
@@ -349,21 +359,34 @@ def _gathered(run: ClipRun, found: dict[str, list[Tensor]]) -> dict[str, Tensor]
 
 
 def reuse(
-    path: Path, run: ClipRun, pairs: PairSet, *, batch_size: int = 32, workers: Workers = "auto"
+    path: Path, run: ClipRun, pairs: PairSet, *, anew: bool = False, batch_size: int = 32, workers: Workers = "auto"
 ) -> tuple[Features, bool]:
     """The features at `path`, or, where there is no such file, computed and written there; and whether they were there.
 
-    Raises RunError for features of another model, DataError for those of other pairs or a damaged file.
+    Args:
+        path: the file.
+        run, pairs: whose features.
+        anew: write over features of another model, of other pairs, and a damaged file.
+        batch_size, workers: as for :func:`embed_eyes`.
+
+    Without `anew` raises RunError for features of another model, DataError for those of other pairs or a damaged file.
     """
-    there = run.runtime.gather(path.is_file())[0]
-    if there:
-        found = Features.load(path)
-        found.check_model(run, path)
-        found.check_data(pairs, path)
-        # Where data and run lie may have changed; whose features they are has not.
-        about = replace(found.about, folder=str(pairs.folder.resolve()), run=str(run.path))
-        return replace(found, about=about), True
+    if run.runtime.gather(path.is_file())[0]:
+        try:
+            return _fitting(path, run, pairs), True
+        except UserError:
+            if not anew:
+                raise
     found = compute(run, pairs, batch_size=batch_size, workers=workers)
     if run.runtime.is_main:
         found.save(path)
     return found, False
+
+
+def _fitting(path: Path, run: ClipRun, pairs: PairSet) -> Features:
+    found = Features.load(path)
+    found.check_model(run, path)
+    found.check_data(pairs, path)
+    # Where data and run lie may have changed; whose features they are has not.
+    about = replace(found.about, folder=str(pairs.folder.resolve()), run=str(run.path))
+    return replace(found, about=about)

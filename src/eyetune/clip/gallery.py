@@ -42,6 +42,12 @@ METRICS = {
 TITLES = {"image_to_text": "Photographs that look for their text", "text_to_image": "Texts that look for their eyes"}
 
 
+def name_of(features: Features) -> str:
+    """The pairs in words: the folder that was prepared, and the split."""
+    parts = [part for part in Path(features.about.folder).parts[:-1] if part != "lmdb"]
+    return f"{parts[-1]}, {features.about.split}"
+
+
 class Pictures:
     """The photographs of pairs as data URIs, while they are where they were.
 
@@ -155,6 +161,7 @@ def write_search(path: Path, title: str, hits: Sequence[Hit], features: Features
         title=title,
         hits=[(hit, pictures.eyes(hit.place)) for hit in hits],
         shown=pictures.pairs is not None,
+        name=name_of(features),
         about=features.about,
         **content,
     )
@@ -197,7 +204,7 @@ def write_retrieval(
     return write_page(
         path,
         "clip_retrieval.html.j2",
-        title=f"Retrieval: {features.about.split} of {Path(features.about.folder).name}",
+        title=f"Retrieval: {name_of(features)}",
         about=features.about,
         found=found,
         by=by,

@@ -33,14 +33,15 @@ def command(
     Args:
         run: The run folder of clip train, or a RET-CLIP file with --text.
         data: FOLDER or FOLDER:SPLIT, as clip prepare wrote it (default split: test).
-        features: The features' file: read where it is there and fits, else written (default: OUT/features.safetensors).
-        out: Folder for what is written (default: RUN/retrieval/SPLIT; of a file, retrieval/SPLIT beside it).
+        features: The features' file: read where it is there, refused where it does not fit, else written (default:
+            OUT/features.safetensors, computed anew where it does not fit).
+        out: Folder for what is written (default: RUN/retrieval/FOLDER-SPLIT; of a file NAME.pt, NAME/retrieval/…).
         by: patient compares both eyes with the text about them; left and right one eye with what is said of it.
         resamples: Of patients, for the intervals.
         seed: Of the resampling.
         reading: Device, precision, workers, batch size, text.
     """
-    from eyetune.clip.features import reuse
+    from eyetune.clip.features import results_of, reuse
     from eyetune.clip.gallery import write_retrieval
     from eyetune.clip.run import open_clip_run
     from eyetune.clip.scoring import measured
@@ -51,9 +52,11 @@ def command(
     folder, split = folder_and_split(data)
     pairs = PairSet.open(folder, split)
     opened = open_clip_run(run, **reading.loading())
-    place = out or _beside(run) / "retrieval" / split
+    place = out or results_of(run) / "retrieval" / f"{folder.resolve().name}-{pairs.split}"
     file = features or place / "features.safetensors"
-    found, reused = reuse(file, opened, pairs, batch_size=reading.batch_size, workers=reading.workers)
+    found, reused = reuse(
+        file, opened, pairs, anew=features is None, batch_size=reading.batch_size, workers=reading.workers
+    )
     if not opened.runtime.is_main:
         return
     about = found.about
@@ -84,10 +87,6 @@ def folder_and_split(word: str) -> tuple[Path, str]:
         if colon and folder and split:
             return Path(folder), split
     return Path(word), "test"
-
-
-def _beside(run: Path) -> Path:
-    return run if run.is_dir() else run.parent
 
 
 def tables(content: Mapping[str, Any]) -> list[Table]:

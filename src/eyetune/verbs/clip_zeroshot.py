@@ -104,12 +104,13 @@ def command(
         map: NAME=MAP, what the labels of that dataset mean in the classes of the prompts, as for evaluate.
         per: image: each photograph alone, standing for both eyes; patient: both eyes seen together, a row a patient.
         split: Only rows of this split of the table.
-        out: Folder for what is written (default: RUN/zeroshot/PROMPTS; of a file, zeroshot/PROMPTS beside it).
+        out: Folder for what is written (default: RUN/zeroshot/PROMPTS; of a file NAME.pt, NAME/zeroshot/PROMPTS).
         skip_unreadable: Leave out images that cannot be read, and say which.
         columns: Which columns of the tables are meant.
         few: Few-shot probes.
         reading: Device, precision, workers, batch size, text.
     """
+    from eyetune.clip.features import results_of, scale_of
     from eyetune.clip.prompts import class_vectors, read_prompts
     from eyetune.clip.run import open_clip_run
     from eyetune.terminal import show
@@ -129,8 +130,8 @@ def command(
         manifests[name] = _of_split(manifest, split, shots, few.seed)
     opened = open_clip_run(run, **reading.loading())
     vectors = class_vectors(opened, asked)
-    main, scale = opened.runtime.is_main, float(opened.model.logit_scales()["logit_scale"])
-    place = out or (run if run.is_dir() else run.parent) / "zeroshot" / Path(prompts).stem
+    main, scale = opened.runtime.is_main, scale_of(opened)
+    place = out or results_of(run) / "zeroshot" / Path(prompts).stem
     folder = RunDir(place, main)
     tables, notes = {}, {}
     for name, manifest in manifests.items():
