@@ -142,6 +142,10 @@ class PairDataset(Dataset[dict[str, Any]]):
         ]
         return drawn[0], drawn[-1]
 
+    def ids(self, epoch: int, index: int) -> Tensor:
+        """int64[L]: the sample's text, or what is read of it in this epoch."""
+        return self.wordings.draw(self.pairs.links[index][1], mix(self.seed, epoch, index, 2))
+
     def who(self, index: int, ids: Tensor) -> dict[str, Any]:
         """What a sample says of itself beside eyes and text."""
         patient, _ = self.pairs.links[index]
@@ -154,12 +158,12 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        patient, text = self.pairs.links[index]
+        patient, _ = self.pairs.links[index]
         try:
             left, right = self.eyes(patient, epoch, index)
         except DataError as error:
             return {"error": str(error)}  # an exception would come wrapped in another process's traceback
-        ids = self.wordings.draw(text, mix(self.seed, epoch, index, 2))
+        ids = self.ids(epoch, index)
         return {"left": left, "right": right, "ids": ids, **self.who(index, ids)}
 
     def names(self, indices: Sequence[int]) -> list[str]:
@@ -195,25 +199,20 @@ def pair_loader(
 
 
 class PairFeatures:
-    """The batches of another loader, in its order, with the frozen towers' features in place of photographs and ids.
+    """The batches of another loader, in its order, with a frozen tower's features in place of what it looks at.
 
     Args:
         dataset: the other loader's.
         batches: its order.
-        left, right: float32[P, W], by patient.
-        text: float32[T, H], by text.
+        left, right: float32[P, W], of every patient.
+        text: float32[T, H], of every text; None where the text tower trains: then the texts themselves.
     """
 
-    def __init__(self, dataset: PairDataset, batches: EpochBatches, left: Tensor, right: Tensor, text: Tensor) -> None:
-        self.batches = batches
+    def __init__(
+        self, dataset: PairDataset, batches: EpochBatches, left: Tensor, right: Tensor, text: Tensor | None
+    ) -> None:
+        self.dataset, self.batches = dataset, batches
         self.left, self.right, self.text = left, right, text
-        links = torch.tensor(dataset.pairs.links, dtype=torch.int64).reshape(-1, 2)
-        self.patients, self.texts = links[:, 0], links[:, 1]
-        said = [dataset.who(index, dataset.wordings.ids[int(text)]) for index, text in enumerate(self.texts)]
-        self.who = {
-            name: torch.tensor([one[name] for one in said], dtype=torch.int64)
-            for name in ("patient", "wording", "single", "index")
-        }
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
         """Which epoch the next iteration is, and from which batch on."""
@@ -227,65 +226,72 @@ class PairFeatures:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
+        links = self.dataset.pairs.links
         for keys in self.batches:
-            index = torch.tensor([index for _, index in keys], dtype=torch.int64)
-            patients = self.patients[index]
+            ids = [self.dataset.ids(epoch, index) for epoch, index in keys]
+            said = [self.dataset.who(index, row) for (_, index), row in zip(keys, ids, strict=True)]
+            patients = torch.tensor([links[index][0] for _, index in keys], dtype=torch.int64)
+            texts = torch.tensor([links[index][1] for _, index in keys], dtype=torch.int64)
             yield {
                 "left": self.left[patients],
                 "right": self.right[patients],
-                "ids": self.text[self.texts[index]],
-                **{name: values[index] for name, values in self.who.items()},
+                "ids": torch.stack(ids) if self.text is None else self.text[texts],
+                **{name: torch.tensor([one[name] for one in said], dtype=torch.int64) for name in said[0]},
             }
 
 
-def features_once(model: RetClip, loader: Loader, runtime: Runtime, description: str) -> PairFeatures:
-    """The loader over the features of both frozen towers: every photograph and every text is looked at once.
+def features_once(model: RetClip, loader: Loader, runtime: Runtime, description: str, *, text: bool) -> PairFeatures:
+    """The loader over the features of the frozen image tower: every photograph is looked at once.
 
-    With several processes each computes a part and all have the whole. Raises UserError as :func:`enough_memory` does.
+    With several processes each computes a part and all have the whole. Raises UserError as :func:`enough_memory` does,
+    DataError for a photograph that cannot be read.
 
     Args:
         model: on the device.
         loader: gives the pairs, whatever order it trains in.
         runtime: where to compute.
         description: for the progress display.
+        text: whether the text tower is frozen too: its features then stand in the texts' place.
     """
     model.eval()
     dataset: Any = loader.dataset
-    pairs, size = dataset.pairs, loader.batches.batch_size
-    images = _spread(len(pairs.patients), runtime)
-    texts = _spread(len(pairs.texts), runtime)
-    found: dict[str, list[Tensor]] = {"left": [], "right": [], "text": []}
-    with enough_memory(SMALLER_FORWARD), meter(len(pairs.patients), description, "patients") as update, torch.no_grad():
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            eyes = [dataset.eyes(place, 0, place) for place in part]
-            single = torch.tensor([bool(dataset.single[place]) for place in part])
-            left = torch.stack([eye for eye, _ in eyes])
-            fellows = [eye for (_, eye), alone in zip(eyes, single.tolist(), strict=True) if not alone]
-            both = runtime.to_device(torch.cat([left, torch.stack(fellows)]) if fellows else left)
+    size = loader.batches.batch_size
+    own: list[list[Any]] = [[], [], []]
+    with enough_memory(SMALLER_FORWARD), torch.no_grad():
+        with meter(len(dataset.pairs.patients), description, "patients") as update:
+            for part in _shares(len(dataset.pairs.patients), size, runtime):
+                for kept, features in zip(own, _seen(model, dataset, part, runtime), strict=False):
+                    kept.append(features)
+                update(min(len(dataset.pairs.patients), len(own[0]) * size * runtime.processes))
+        for part in _shares(len(dataset.pairs.texts), size, runtime) if text else ():
+            ids = runtime.to_device(trimmed(dataset.wordings.ids[part]))
             with runtime.autocast():
-                seen = model.visual.features(both).float().cpu()
-            right = seen[: len(part)].clone()
-            right[~single] = seen[len(part) :]
-            found["left"].append(seen[: len(part)])
-            found["right"].append(right)
-            update(min(len(pairs.patients), (start + len(part)) * runtime.processes))
-        for start in range(0, len(texts), size):
-            ids = trimmed(dataset.wordings.ids[texts[start : start + size]])
-            with runtime.autocast():
-                found["text"].append(model.read(runtime.to_device(ids)).float().cpu())
-    shares = runtime.gather({name: torch.cat(parts).numpy() if parts else None for name, parts in found.items()})
-    whole = [
-        torch.from_numpy(np.concatenate([share[name] for share in shares if share[name] is not None]))
-        for name in ("left", "right", "text")
-    ]
-    return PairFeatures(dataset, loader.batches, *whole)
+                own[2].append(model.read(ids).float().cpu().numpy())
+    # In order of the processes, whose parts follow each other.
+    every = runtime.gather(own)
+    left, right, read = ([rows for share in every for rows in share[kind]] for kind in range(3))
+    whole = [torch.from_numpy(np.concatenate(rows)) if rows else None for rows in (left, right, read)]
+    assert whole[0] is not None
+    assert whole[1] is not None
+    return PairFeatures(dataset, loader.batches, whole[0], whole[1], whole[2])
 
 
-def _spread(count: int, runtime: Runtime) -> list[int]:
-    """This process's part of 0..count-1; the processes' parts follow each other."""
-    parts: list[int] = np.array_split(np.arange(count), runtime.processes)[runtime.rank].tolist()
-    return parts
+def _seen(model: RetClip, dataset: PairDataset, part: list[int], runtime: Runtime) -> tuple[Any, Any]:
+    """The tower's features of both eyes of some patients: float32[B, W] each."""
+    eyes = [dataset.eyes(place, 0, place) for place in part]
+    pairs = [number for number, place in enumerate(part) if not dataset.single[place]]
+    images = torch.stack([left for left, _ in eyes] + [eyes[number][1] for number in pairs])
+    with runtime.autocast():
+        found = model.visual.features(runtime.to_device(images)).float().cpu().numpy()
+    left, right = found[: len(part)], found[: len(part)].copy()
+    right[pairs] = found[len(part) :]
+    return left, right
+
+
+def _shares(count: int, size: int, runtime: Runtime) -> list[list[int]]:
+    """This process's part of 0..count-1, in batches; the processes' parts follow each other."""
+    mine: list[int] = np.array_split(np.arange(count), runtime.processes)[runtime.rank].tolist()
+    return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
 def trimmed(ids: Tensor) -> Tensor:

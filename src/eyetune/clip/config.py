@@ -136,7 +136,7 @@ class _Clip(Section):
     train: ClipTrainConfig = ClipTrainConfig()
     augment: Literal["none", "light", "medium", "strong"] | None = None
     """Changes to the training images. Never mirrored and never turned by more than 15 degrees: the texts speak of left
-    and right, above and below. Not given: light, or none where both towers are frozen, whose features are then
+    and right, above and below. Not given: light, or none where the image tower is frozen, whose features are then
     computed once."""
     out: Path = Path("runs/clip")
     """The run folder, new or empty."""
@@ -160,14 +160,17 @@ class ClipConfig(RunConfig, _Clip):
     @property
     def changes(self) -> str:
         """`augment`, settled."""
-        frozen = self.adapt_image.kind == self.adapt_text.kind == "frozen"
-        return self.augment or ("none" if frozen else "light")
+        return self.augment or ("none" if self.adapt_image.kind == "frozen" else "light")
 
     @property
-    def once(self) -> bool:
-        """Whether what the towers give for a pair is the same in every epoch."""
-        frozen = self.adapt_image.kind == self.adapt_text.kind == "frozen"
-        return frozen and self.changes == "none" and not self.text.sample
+    def seen_once(self) -> bool:
+        """Whether what the image tower gives for a pair is the same in every epoch."""
+        return self.adapt_image.kind == "frozen" and self.changes == "none"
+
+    @property
+    def read_once(self) -> bool:
+        """Whether what the text tower gives for a pair is the same in every epoch."""
+        return self.adapt_text.kind == "frozen" and not self.text.sample
 
     def misfits(self) -> Iterator[tuple[str, str]]:
         """Settings that cannot go together: dotted path and what is wrong."""

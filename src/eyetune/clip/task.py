@@ -89,7 +89,8 @@ class ContrastTask:
         for leaf in leaves.values():
             leaf.requires_grad_()
         loss = _among_all(leaves, batch, counts, runtime)
-        gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        # The weight first: what other processes send back has theirs in it, which differ where a batch is cut short.
+        gradients = dict(zip(leaves, torch.autograd.grad(loss * weight, list(leaves.values())), strict=True))
         start = 0
         for number, (part, state) in enumerate(zip(parts, states, strict=True)):
             final = number == len(parts) - 1
@@ -101,7 +102,7 @@ class ContrastTask:
                 # What has this gradient with respect to the embeddings.
                 shares = [(again[name].float() * gradients[name][start:end]).sum() for name in EMBEDDINGS]
                 shares += [again[name].float() * gradients[name] for name in SCALES if final]
-                runtime.backward(torch.stack(shares).sum() * weight)
+                runtime.backward(torch.stack(shares).sum())
             start = end
         return loss.detach()
 

@@ -254,7 +254,7 @@ class _Job:
         self.cost.training_begins()
         card = model_card(config, self.built)
         self.runtime.place(self.built.model)
-        if config.once:
+        if config.seen_once:
             loaders = self.once(loaders)
         fitted = fit(
             cast(Any, self.built.model),
@@ -282,13 +282,13 @@ class _Job:
         return self.run()
 
     def once(self, loaders: list[Any]) -> list[Any]:
-        """The loaders over the frozen towers' features."""
+        """The loaders over the features of the frozen image tower, and of the text tower where that is frozen too."""
         from eyetune.clip.batches import features_once
 
-        names = ("training", "validation")
+        model, text = self.built.model, self.config.read_once
         return [
-            loader and features_once(self.built.model, loader, self.runtime, f"Features of the {name} pairs")
-            for name, loader in zip(names, loaders, strict=True)
+            loader and features_once(model, loader, self.runtime, f"Features of the {name} eyes", text=text)
+            for name, loader in zip(("training", "validation"), loaders, strict=True)
         ]
 
     def score(self, fitted: FitResult) -> None:
