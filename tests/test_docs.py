@@ -19,8 +19,9 @@ import pytest
 
 from eyetune.adapt import STRATEGIES
 from eyetune.backbones import BACKBONES
+from eyetune.clip.config import ClipConfig
 from eyetune.comparison.plan import read_plan
-from eyetune.config import Config, Flag, flags
+from eyetune.config import Config, Flag, RunConfig, flags
 from eyetune.flags import parse
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 WRITE = "python tests/test_docs.py --write"
 FIELDS = re.compile(r"(<!-- fields:[^\n]*-->\n).*?(<!-- /fields -->)", re.DOTALL)
+CLIP_FIELDS = re.compile(r"(<!-- clip fields:[^\n]*-->\n).*?(<!-- /clip fields -->)", re.DOTALL)
 SHELL = ("bash", "sh", "console")
 
 
@@ -71,10 +73,10 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 # -- the fields --------------------------------------------------------------------------------------------------------
 
 
-def field_tables() -> str:
-    """Every field of the configuration as Markdown: a table a section, and one a strategy."""
+def field_tables(config: type[RunConfig] = Config) -> str:
+    """Every field of a configuration as Markdown: a table a section, and one a strategy."""
     tables: dict[str, list[Flag]] = {}
-    for flag in flags():
+    for flag in flags(config):
         kind = re.match(r"\((\w[\w-]*)\) ", flag.help)
         section = flag.path.rpartition(".")[0]
         title = f"`{section}`" if section else "The run"
@@ -91,7 +93,7 @@ def field_tables() -> str:
 
 def _default(flag: Flag) -> str:
     if flag.default is None:
-        return "**required**" if flag.path == "data.table" else "–"
+        return "**required**" if flag.path in (Config.REQUIRED, ClipConfig.REQUIRED) else "–"
     value = flag.default
     text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
     return f"`{text.lower() if isinstance(value, bool) else text}`"
@@ -103,7 +105,10 @@ def _cell(text: str) -> str:
 
 def with_fields(text: str) -> str:
     assert FIELDS.search(text), "docs/configuration.md has lost its <!-- fields --> markers"
-    return FIELDS.sub(lambda match: f"{match[1]}\n{field_tables()}\n{match[2]}", text)
+    text = FIELDS.sub(lambda match: f"{match[1]}\n{field_tables()}\n{match[2]}", text)
+    assert CLIP_FIELDS.search(text), "docs/configuration.md has lost its <!-- clip fields --> markers"
+    of_clip = field_tables(ClipConfig).replace("### ", "#### ")
+    return CLIP_FIELDS.sub(lambda match: f"{match[1]}\n{of_clip}\n{match[2]}", text)
 
 
 def test_configuration_lists_every_field() -> None:
@@ -223,6 +228,9 @@ def test_yaml_is_a_configuration(block: Block, tmp_path: Path, monkeypatch: pyte
         monkeypatch.chdir(tmp_path)
         Path("labels.csv").touch()
         assert read_plan([str(path)]).cells
+        return
+    if "\nkind: clip" in f"\n{block.text}":
+        ClipConfig.from_yaml(path, check_files=False)
         return
     config = Config.from_yaml(path, check_files=False)
     if not isinstance(config.augment, str):

@@ -35,6 +35,7 @@ STORYTELLERS = {
     "check": {"finetune"},
     "compare": {"finetune", "evaluate"},
     "calibrate": {"evaluate"},
+    "clip_demo": {"data", "clip_prepare", "clip_train", "clip_retrieve", "clip_zeroshot"},
     "clip_zeroshot": {"evaluate"},
 }
 

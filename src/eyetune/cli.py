@@ -54,6 +54,7 @@ clip = App(name="clip", help="Image-text models: both eyes of a patient and the 
 clip.command(
     "eyetune.verbs.clip_prepare:command", name="prepare", help="Photographs and texts to pairs, in RET-CLIP's layout."
 )
+clip.command("eyetune.verbs.clip_demo:command", name="demo", help="The whole way on built-in eyes and captions.")
 clip.command("eyetune.verbs.clip_train:app", name="train", help="Contrast eyes and texts; score retrieval.")
 clip.command(
     "eyetune.verbs.clip_retrieve:command", name="retrieve", help="How well photographs and texts find each other."
