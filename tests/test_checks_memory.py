@@ -36,15 +36,18 @@ def subject(manifest: Manifest, **train: Any) -> Subject:
     return Subject(config, manifest, partial(tiny_model, "full"))
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, fixed: int, each: int, checkpointed: int) -> list[tuple[int, bool]]:
+def fake(
+    monkeypatch: pytest.MonkeyPatch, fixed: int, each: int, checkpointed: int, seconds: float = 0.1
+) -> list[tuple[int, bool]]:
     """Children that take `fixed` MiB and so many an image; returns the list of what was asked of them."""
     asked: list[tuple[int, bool]] = []
 
-    def measured(subject: Subject, runtime: Runtime, batch: int, checkpointing: bool) -> Point:
+    def measured(self: memory.Elsewhere, batch: int) -> Point:
+        checkpointing = self.asked[1]
         asked.append((batch, checkpointing))
-        return Point(batch, checkpointing, (fixed + batch * (checkpointed if checkpointing else each)) * MIB, 0.1)
+        return Point(batch, checkpointing, (fixed + batch * (checkpointed if checkpointing else each)) * MIB, seconds)
 
-    monkeypatch.setattr(memory, "_elsewhere", measured)
+    monkeypatch.setattr(memory.Elsewhere, "run", measured)
     return asked
 
 
@@ -78,10 +81,44 @@ def test_what_does_not_fit_fails_with_settings_that_do(manifest: Manifest, monke
     assert memory._verdict(one, none, 10 * MIB, 64).status == Status.FAIL
 
 
+def test_what_takes_long_is_predicted_and_said(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = fake(monkeypatch, fixed=100, each=100, checkpointed=10, seconds=20.0)
+    one = subject(manifest, batch_size=32)
+    scale = memory.measure(one, Runtime("cpu", "fp32"), 10_000 * MIB, 64, False)
+    assert [batch for batch, _ in asked] == [1, 4]  # two tell the slope; two steps of 16 would take 160 s
+    assert (scale.largest, scale.certain, scale.hurried) == (64, False, True)
+    finding = memory._verdict(one, [scale], 10_000 * MIB, 64)
+    assert finding.status == Status.PASS
+    assert "takes about 3.22 of" in finding.why
+    assert "batches above 4 take long here: predicted, not measured" in finding.why
+
+
+def test_loading_counts_and_is_no_part_of_the_slope() -> None:
+    """A network that takes more memory to load than for small batches: the steps alone tell what an image takes."""
+    points = (Point(1, False, 110, 1.0, 300), Point(4, False, 140, 1.0, 300))
+    scale = Scale(False, points, 40, False)
+    assert line(points) == (100.0, 10.0)
+    assert [scale.peak(batch) for batch in (1, 4, 20, 40)] == [300, 300, 300, 500]
+
+
+def test_growth_is_looked_for_in_as_many_steps_as_there_is_patience_for(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "PATIENCE", 0.0)
+    short = memory.growth(subject(manifest), Runtime("cpu", "fp32"), None)
+    assert short.status == Status.PASS, short.why
+    assert short.values["steps"] == 5
+    assert "in so few, less than 10.7 MiB a step goes unseen" in short.why or short.values["bytes"][0] > 1600 * MIB
+    assert short.advice.startswith("--steps 100 takes about")
+    asked = memory.growth(subject(manifest), Runtime("cpu", "fp32"), 10)
+    assert asked.values["steps"] == 10
+    assert not asked.advice
+
+
 def test_a_process_that_is_killed_for_its_memory_is_an_answer(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_elsewhere", lambda *_: None)
+    monkeypatch.setattr(memory.Elsewhere, "run", lambda *_: None)
     scale = memory.measure(subject(manifest), Runtime("cpu", "fp32"), 1000 * MIB, 64, False)
     assert scale == Scale(False, (), 0, True)
 
@@ -134,7 +171,7 @@ def test_a_leak_fails(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_bytes_that_pile_up_fail(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = iter([(100, 0)] + [(100, 40 * MIB * number) for number in range(1, 9)])
+    samples = iter([(100, 0)] + [(100, 40 * MIB * number) for number in range(1, 5)])
     monkeypatch.setattr(memory, "_held", lambda device: next(samples))
     assert memory.growth(subject(manifest), Runtime("cpu", "fp32"), 5).status == Status.FAIL
 
@@ -142,11 +179,13 @@ def test_bytes_that_pile_up_fail(manifest: Manifest, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_a_process_of_its_own_measures_its_own_memory(manifest: Manifest) -> None:
     ballast = torch.ones(2**28)  # a GiB here is none there
-    small, large = (memory._elsewhere(subject(manifest), Runtime("cpu", "fp32"), batch, False) for batch in (1, 2048))
+    with memory.Elsewhere(subject(manifest), False) as child:
+        small, large = child.run(1), child.run(2048)
     assert small is not None
     assert large is not None
     assert ballast.numel()
-    assert small.peak < 2**30
+    assert small.needs < 2**30
+    assert small.loading > 0
     assert large.peak > small.peak + 100 * MIB
 
 

@@ -12,14 +12,12 @@ not in it. Prints a Markdown table and leaves with 1 when anything was lost or c
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,15 +30,16 @@ from toy import Toy, is_row
 Row = tuple[str, int, str, list[str]]
 
 
-def errors(toy: Toy, codes: list[str], every: int) -> Iterator[Row]:
-    """Let each call that changes the run folder fail once, from the first save to the end of the run."""
+def errors(toy: Toy, codes: list[str], save: int, every: int) -> Iterator[Row]:
+    """Let each call that changes the run folder fail once, from a save (0: from the start) to the end of the run."""
     out = toy.folder / "errors"
-    places = points(toy, out, 1)
+    places = points(toy, out, save)
+    print(f"{toy.kind}: {len(places)} calls, every {every} is tried", flush=True)
     for code in codes:
         faults: list[str] = []
         ends: Counter[int] = Counter()
         for call, nth in places[::every]:
-            left = traced(toy, out, 1, injecting(call, nth, f"error={code}"))
+            left = traced(toy, out, save, injecting(call, nth, f"error={code}"))
             ends[left] += 1
             said = out.with_suffix(".log").read_text()
             last = said.rpartition("eyetune: ")[2]
@@ -72,42 +71,44 @@ def full(toy: Toy) -> Iterator[Row]:
             if code == 2:
                 subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
                 faults += [f"{size} KiB: {fault}" for fault in aftermath(toy, out)]
-    yield "no room", sum(ends.values()), f"exit 2: {ends[2]}, enough room: {ends[0]}", faults
+    yield f"no room ({toy.kind})", sum(ends.values()), f"exit 2: {ends[2]}, enough room: {ends[0]}", faults
 
 
 def power(toy: Toy, tries: int, seed: int) -> Iterator[Row]:
-    """Cut the power at random moments."""
+    """Cut the power once in each of `tries` runs, in a phase drawn from those of its story, at a moment drawn from its
+    length: what comes after the first save is as likely as what comes before."""
     rng = random.Random(seed)
     image, cut = toy.folder / "disk.img", toy.folder / "cut.img"
     here, there = toy.folder / "disk", toy.folder / "cut"
     faults: list[str] = []
     states: Counter[str] = Counter()
-    done = 0
-    while done < tries:
+    for number in range(tries):
         with open(image, "wb") as stream:
             stream.truncate(48 << 20)
         subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
         with mounted(["-o", "loop", str(image)], here):
-            out = here / "run"
             log = toy.folder / "power.log"
             log.unlink(missing_ok=True)
-            child = toy.start(out, log=log)
-            while (ended := child.poll()) is None and done < tries:
-                time.sleep(rng.random() * toy.seconds / 4)
-                os.kill(child.pid, signal.SIGSTOP)
+            place = rng.randrange(len(toy.stretches))
+            phase, seconds = toy.stretches[place]
+            nth = sum(name == phase for name, _ in toy.stretches[:place])
+            aim = phase, nth, rng.random() * seconds
+            child = toy.start(here / "run", log=log, aim=aim, signum=signal.SIGSTOP)
+            if child.stopped():
                 announced = log.read_text() if log.is_file() else ""
                 shutil.copyfile(image, cut)
-                os.kill(child.pid, signal.SIGCONT)
-                with mounted(["-o", "loop", str(cut)], there):
-                    where = there / "run"
-                    where.with_suffix(".log").write_text(announced)
-                    saved = sum(is_row(line) for line in announced.splitlines())
-                    states[f"{saved} epochs"] += 1
-                    faults += [f"cut {done}: {fault}" for fault in aftermath(toy, where)]
-                done += 1
-            if ended is None:
-                child.kill()
-    yield "power cut", done, ", ".join(f"after {name}: {number}" for name, number in sorted(states.items())), faults
+            code = child.kill()
+        if code != -signal.SIGKILL:
+            continue  # it had ended before the moment drawn
+        with mounted(["-o", "loop", str(cut)], there):
+            out = there / "run"
+            out.with_suffix(".log").write_text(announced)
+            states[f"{sum(is_row(line) for line in announced.splitlines())} epochs"] += 1
+            faults += [f"cut {number}, {phase}: {fault}" for fault in aftermath(toy, out)]
+        if number % 10 == 9:  # it takes long: how far it is
+            print(f"{toy.kind}: {number + 1} of {tries}, {len(faults)} faults", flush=True)
+    came = ", ".join(f"after {name}: {often}" for name, often in sorted(states.items()))
+    yield f"power cut ({toy.kind})", states.total(), came, faults
 
 
 @contextmanager
@@ -126,15 +127,17 @@ def run() -> int:
     parser.add_argument("what", choices=("errors", "full", "power"))
     parser.add_argument("--strategy", default="full")
     parser.add_argument("--codes", nargs="+", default=["EIO", "ENOSPC", "EROFS", "EACCES"])
+    parser.add_argument("--save", type=int, default=1, help="errors: from which save on (0: from the start)")
     parser.add_argument("--every", type=int, default=1, help="errors: only every so many calls")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--tries", type=int, default=100, help="power: how many cuts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path)
     chosen = parser.parse_args()
     work = chosen.work or Path(tempfile.mkdtemp(prefix="eyetune-disk-"))
-    toy = Toy(work, chosen.strategy)
+    toy = Toy(work, chosen.strategy, epochs=chosen.epochs)
     if chosen.what == "errors":
-        rows = errors(toy, chosen.codes, chosen.every)
+        rows = errors(toy, chosen.codes, chosen.save, chosen.every)
     elif chosen.what == "full":
         rows = full(toy)
     else:

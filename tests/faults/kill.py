@@ -21,11 +21,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from toy import PHASES, STRATEGIES, Toy
+
+from eyetune.train import loop
 
 #: What changes names or contents on the disk.
 CALLS = ["write", "pwrite64", "writev", "fsync", "fdatasync", "ftruncate"]
@@ -41,7 +43,7 @@ class Moments:
     was never disturbed. An epoch is drawn for training, validating and saving, and which of them comes first.
     """
 
-    def __init__(self, toy: Toy, quota: int, seed: int = 0) -> None:
+    def __init__(self, toy: Toy, quota: int, seed: int = 0, phases: Sequence[str] = PHASES) -> None:
         self.toy = toy
         self.quota = quota
         self.rng = random.Random(seed)
@@ -49,6 +51,8 @@ class Moments:
         self.stretches: dict[str, list[float]] = {}
         for phase, seconds in toy.stretches:
             self.stretches.setdefault(phase, []).append(seconds)
+        #: The phases to be killed in.
+        self.aims = [phase for phase in phases if phase in self.stretches]
         self.killed: Counter[str] = Counter()
         self.runs = 0
         self.faults: list[str] = []
@@ -59,7 +63,7 @@ class Moments:
         A phase may last a millisecond: a kill that comes too late counts where it fell, and there are up to three times
         as many runs as the quota to make up for it.
         """
-        if self.runs == 3 * self.quota or all(self.killed[phase] >= self.quota for phase in self.stretches):
+        if self.runs == 3 * self.quota or all(self.killed[phase] >= self.quota for phase in self.aims):
             return False
         out = self.toy.folder / f"moments{self.runs}"
         self.runs += 1
@@ -91,7 +95,7 @@ class Moments:
         plan: list[tuple[str, int | None]] = [(phase, None) for phase in early]
         plan += [*zip(middle, epochs, strict=True), *((phase, None) for phase in late)]
         plan.insert(self.rng.randint(0, len(plan)), ("between", None))
-        return [(phase, epoch) for phase, epoch in plan if self.killed[phase] < self.quota and phase in self.stretches]
+        return [(phase, epoch) for phase, epoch in plan if self.killed[phase] < self.quota and phase in self.aims]
 
     def _draw(self, phase: str) -> int:
         """The how manieth time in `phase` (from 0) a random moment of it falls into."""
@@ -116,7 +120,7 @@ def aftermath(toy: Toy, out: Path) -> list[str]:
 
 
 def calls(toy: Toy, commit: int, only: Callable[[int], bool] = lambda number: True) -> tuple[int, list[str]]:
-    """Kill before every system call that changes the disk, from the `commit`th save (from 1) to the end of the run.
+    """Kill before every system call that changes the disk, from the `commit`th save (0: the start) to the end of a run.
 
     Returns how many kills there were, and what was wrong afterwards.
     """
@@ -142,14 +146,16 @@ def points(toy: Toy, out: Path, commit: int) -> list[tuple[str, int]]:
     toy.clear(out)
     seen: Counter[str] = Counter()
     found = []
-    for line in trace.read_text().splitlines():
+    inside = re.compile(re.escape(str(out)) + '[/>"]')
+    lines = trace.read_text().splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
         match = re.match(r"(?:\d+ +)?(\w+)\(", line)
         if match is None:
             continue
         seen[match[1]] += 1
-        # A folder is opened to be synced.
-        changes = match[1] != OPENING or re.search("O_CREAT|O_WRONLY|O_RDWR", line) or line.endswith(f"<{out}>")
-        if changes and f"{out}/" in line:
+        opened = line.rpartition("= ")[2]  # a file or a folder may be opened only to be synced
+        changes = match[1] != OPENING or re.search("O_CREAT|O_WRONLY|O_RDWR", line) or f"fsync({opened})" in following
+        if changes and inside.search(line):
             found.append((match[1], seen[match[1]]))
     return found
 
@@ -160,11 +166,11 @@ def injecting(call: str, nth: int, what: str) -> list[str]:
 
 
 def traced(toy: Toy, out: Path, commit: int, options: list[str]) -> int:
-    """A run that strace follows from the beginning of its `commit`th save; its exit code."""
+    """A run that strace follows from the beginning of its `commit`th save, or from its own (0); its exit code."""
 
     def pause() -> None:
-        from eyetune.train import loop
-
+        if commit == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
         original = loop._Trainer._commit
         done = 0
 
@@ -179,8 +185,7 @@ def traced(toy: Toy, out: Path, commit: int, options: list[str]) -> int:
 
     toy.clear(out)
     child = toy.start(out, pause)
-    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        time.sleep(0.001)
+    assert child.stopped()
     # Only the main thread: TensorBoard writes from its own, and counts would differ from run to run.
     strace = subprocess.Popen(["strace", "-p", str(child.pid), *options], stderr=subprocess.PIPE, text=True)
     assert strace.stderr is not None
@@ -198,17 +203,19 @@ def run() -> int:
     parser.add_argument("what", choices=("moments", "calls"))
     parser.add_argument("--tries", type=int, default=100, help="moments: how many in each phase of a strategy")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
-    parser.add_argument("--saves", nargs="+", type=int, default=[1], help="calls: from which save on, to the end")
+    parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES, help="moments: only in these")
+    parser.add_argument("--saves", nargs="+", type=int, default=[1], help="calls: from which save on (0: the start)")
     parser.add_argument("--every", type=int, default=1, help="calls: only every so many")
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path)
     chosen = parser.parse_args()
     work = chosen.work or Path(tempfile.mkdtemp(prefix="eyetune-kill-"))
-    toys = [Toy(work, kind) for kind in chosen.strategies]
+    toys = [Toy(work, kind, epochs=chosen.epochs) for kind in chosen.strategies]
     wrong: list[str] = []
     rows = []
     if chosen.what == "moments":
-        under_way = everything = [Moments(toy, chosen.tries, chosen.seed) for toy in toys]
+        under_way = everything = [Moments(toy, chosen.tries, chosen.seed, chosen.phases) for toy in toys]
         tries = 0
         while under_way:
             under_way = [moments for moments in under_way if moments.step()]

@@ -126,14 +126,20 @@ class Child:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
+    def stopped(self) -> bool:
+        """Wait until it is stopped (SIGSTOP) and return True; False where it ended before."""
+        while (state := Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]) not in "TZ":
+            time.sleep(0.001)
+        return state == "T"
+
     def kill(self, signum: int = signal.SIGKILL) -> int:
         """Send a signal and wait for the end."""
         os.kill(self.pid, signum)
         return self.wait()
 
 
-def kill_me_in(seconds: float) -> None:
-    """Have the kernel send SIGKILL to this process: to the microsecond, however busy the machine is."""
+def signal_me_in(seconds: float, signum: int) -> None:
+    """Have the kernel send a signal to this process: to the microsecond, however busy the machine is."""
 
     class Event(ctypes.Structure):  # sigevent of signal.h
         _fields_ = (
@@ -147,7 +153,7 @@ def kill_me_in(seconds: float) -> None:
         _fields_ = (("every", 2 * ctypes.c_long), ("after", 2 * ctypes.c_long))
 
     libc, timer = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
-    event = Event(None, signal.SIGKILL, 0)  # SIGEV_SIGNAL
+    event = Event(None, signum, 0)  # SIGEV_SIGNAL
     timing = Timing((0, 0), (int(seconds), max(1, int(seconds % 1 * 1e9))))
     if libc.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) or libc.timer_settime(
         timer, 0, ctypes.byref(timing), None
@@ -165,10 +171,11 @@ class Watcher:
         self.story = np.frombuffer(memory, np.float64, 2 * CHANGES, offset=8).reshape(CHANGES, 2)
         self.reset()
 
-    def reset(self, aim: tuple[str, int, float] | None = None) -> None:
-        """Before another child; with an `aim`, it is killed in a phase, the nth time (from 0) it comes there, some
-        seconds later."""
+    def reset(self, aim: tuple[str, int, float] | None = None, signum: int = signal.SIGKILL) -> None:
+        """Before another child; with an `aim`, it is killed in a phase (or gets another signal), the nth time (from 0)
+        it comes there, some seconds later."""
         self.aim = aim
+        self.signum = signum
         self.count[0] = 0
 
     def _change(self, phase: int) -> None:
@@ -176,7 +183,7 @@ class Watcher:
         self.story[self.count[0]] = phase, time.monotonic()
         self.count[0] += 1
         if self.aim is not None and self.aim[:2] == (PHASES[phase], place):
-            kill_me_in(self.aim[2])
+            signal_me_in(self.aim[2], self.signum)
 
     @contextmanager
     def inside(self, phase: str) -> Iterator[None]:
@@ -280,18 +287,17 @@ class Toy:
         prepare: Callable[[], None] = lambda: None,
         log: Path | None = None,
         aim: tuple[str, int, float] | None = None,
+        signum: int = signal.SIGKILL,
     ) -> Child:
-        """Begin a run in a child; for `aim` see Watcher.reset."""
-        return self._child(self.words(out), log or out.with_suffix(".log"), prepare, aim)
+        """Begin a run in a child; for `aim` and `signum` see Watcher.reset."""
+        self.watcher.reset(aim, signum)
+        return self._child(self.words(out), log or out.with_suffix(".log"), prepare)
 
-    def _child(
-        self, words: list[str], log: Path, prepare: Callable[[], None], aim: tuple[str, int, float] | None
-    ) -> Child:
+    def _child(self, words: list[str], log: Path, prepare: Callable[[], None]) -> Child:
         def both() -> None:
             self.watcher.wrap()
             prepare()
 
-        self.watcher.reset(aim)
         return Child(words, log, both)
 
     def clear(self, out: Path) -> None:
@@ -305,7 +311,8 @@ class Toy:
         """Resume a run that ended too early, or begin it anew where it says that nothing was begun."""
         begun = (out / "config.yaml").is_file()
         words = ["finetune", "--resume", str(out)] if begun else self.words(out)
-        return self._child(words, out.with_suffix(".log"), lambda: None, aim)
+        self.watcher.reset(aim)
+        return self._child(words, out.with_suffix(".log"), lambda: None)
 
     def faults(self, out: Path) -> list[str]:
         """What differs from the uninterrupted run; empty when nothing does."""

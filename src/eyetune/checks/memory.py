@@ -1,14 +1,15 @@
 """What fits? Peak memory by batch size, the largest batch, and whether memory grows from step to step.
 
 On a GPU every batch size is tried, and running out of memory is an answer. On a processor running out of memory takes
-the machine into swap or the process down, so small batches are measured, each in a process of its own, and the rest
+the machine into swap or the process down, so small batches are measured, in a process of their own, and the rest
 follows from the slope: memory is a part that is always there (program, weights, gradients, optimizer) and one that
-grows with the images.
+grows with the images. What would take longer than a minute there is predicted or left out, and said.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import multiprocessing
 import time
@@ -29,7 +30,7 @@ from eyetune.data.loader import target_tensor
 from eyetune.errors import UserError
 from eyetune.findings import Finding, Report, Status, carry_out
 from eyetune.memory import peak, start_anew
-from eyetune.progress import meter
+from eyetune.progress import duration, meter
 from eyetune.runtime import Runtime
 from eyetune.train.features import FeatureHead, can_compute_once
 from eyetune.train.optim import Schedule, build_optimizer
@@ -47,13 +48,15 @@ MARGIN = 0.9
 MOST_IMAGES = 4096
 """No larger batch is tried."""
 
-SLOW_STEP = 20.0
-"""Seconds: once a step takes so long, larger batches are predicted and not measured."""
+PATIENCE = 60.0
+"""Seconds for the batches of one setting on a processor, and for looking for growth. Batches that would take longer are
+predicted, once two are measured; growth is looked for in fewer steps."""
 
 GROWTH_STEPS = 100
 GROWTH_SAMPLES = 5
-GROWTH_BATCH = 4
-"""Images a step when looking for growth: a leak does not depend on the batch, the time does."""
+GROWTH_BATCH = 2
+"""Images a step when looking for growth: a leak does not depend on the batch, the time does. (Of one image alone batch
+statistics cannot always be taken.)"""
 
 LEAK_GPU, LEAK_CPU = 2**20, 2**25
 """Bytes: less growth over the last three fifths of the steps is the allocator's, not a leak."""
@@ -69,7 +72,7 @@ def check_memory(
     Args:
         subject: the configuration and its photographs.
         folder: for the picture.
-        steps: to look for growth in; None for 100.
+        steps: to look for growth in; None for 100, or as many as there is patience for.
         say: takes each finding as it is made.
         start: takes the line that says what is checked.
     """
@@ -86,16 +89,19 @@ def check_memory(
     most = min(MOST_IMAGES, len(subject.manifest.select("train")))
 
     def sizes() -> Finding:
-        scales.append(measure(subject, runtime, room, most, config.train.grad_checkpointing))
-        if not once:
-            other = measure(subject, runtime, room, most, not config.train.grad_checkpointing)
-            scales.extend([other] if other.points else [])
+        asked = config.train.grad_checkpointing
+        planned = None if runtime.device.type == "cuda" else len(_sizes(subject, most)) * (1 if once else 2)
+        with meter(planned, "Measuring memory", "batch sizes") as update:
+            tried = itertools.count(1)
+            for checkpointing in [asked] if once else [asked, not asked]:
+                scale = measure(subject, runtime, room, most, checkpointing, tried=lambda: update(next(tried)))
+                scales.extend([scale] if scale.points or checkpointing == asked else [])
         return _verdict(subject, scales, room, most)
 
     findings = []
     for name, check in (
         ("batch size", sizes),
-        ("growth", lambda: growth(subject, runtime, steps or GROWTH_STEPS)),
+        ("growth", lambda: growth(subject, runtime, steps)),
     ):
         findings.append(carry_out(name, check))
         say(findings[-1])
@@ -122,29 +128,40 @@ def check_memory(
 # -- by batch size -----------------------------------------------------------------------------------------------------
 
 
-def measure(subject: Subject, runtime: Runtime, room: int, most: int, checkpointing: bool) -> Scale:
+def measure(
+    subject: Subject,
+    runtime: Runtime,
+    room: int,
+    most: int,
+    checkpointing: bool,
+    *,
+    tried: Callable[[], None] = lambda: None,
+) -> Scale:
     """Peak memory from batch 1 up to what fits, `room` bytes or `most` images; no points where the network cannot
-    recompute its activations.
+    recompute its activations. Calls `tried` after every batch size.
 
     Raises MemoryError when not even one image fits.
     """
     try:
         if runtime.device.type == "cuda":
-            return _by_trying(subject, runtime, most, checkpointing)
-        return _by_slope(subject, runtime, room, most, checkpointing)
+            return _by_trying(subject, runtime, most, checkpointing, tried)
+        return _by_slope(subject, room, most, checkpointing, tried)
     except UserError:
         if checkpointing != subject.config.train.grad_checkpointing:  # this network cannot, and was not asked to
             return Scale(checkpointing, (), 0, False)
         raise
 
 
-def _by_trying(subject: Subject, runtime: Runtime, most: int, checkpointing: bool) -> Scale:
+def _by_trying(
+    subject: Subject, runtime: Runtime, most: int, checkpointing: bool, tried: Callable[[], None] = lambda: None
+) -> Scale:
     """Double until it does not fit or there are no more images, then halve the gap; all in this process."""
     trial = Trial(subject, runtime, checkpointing)
     points: list[Point] = []
     fits, too_many, batch = 0, most + 1, 1
     while fits + max(1, fits // 16) < too_many:
         point = trial.run(batch)
+        tried()
         if point is None:
             too_many = batch
         else:
@@ -156,27 +173,41 @@ def _by_trying(subject: Subject, runtime: Runtime, most: int, checkpointing: boo
     return Scale(checkpointing, tuple(sorted(points, key=lambda point: point.batch)), fits, True)
 
 
-def _by_slope(subject: Subject, runtime: Runtime, room: int, most: int, checkpointing: bool) -> Scale:
-    """Measure batches up to that of the configuration, four times as large each, while they are sure to fit; the
-    largest by the slope."""
+def _sizes(subject: Subject, most: int) -> list[int]:
+    """The batches to measure on a processor: up to that of the configuration, four times as large each."""
     wanted = min(subject.config.train.batch_size, most)
+    return [4**power for power in range(MOST_IMAGES.bit_length()) if 4**power < wanted] + [wanted]
+
+
+def _by_slope(subject: Subject, room: int, most: int, checkpointing: bool, tried: Callable[[], None]) -> Scale:
+    """Measure batches while they are sure to fit and there is patience; the largest by the slope."""
     points: list[Point] = []
-    batch = 1
-    while batch <= wanted:
-        if len(points) > 1 and line(points)[0] + 1.2 * line(points)[1] * batch > MARGIN * room:
-            break
-        point = _elsewhere(subject, runtime, batch, checkpointing)
-        if point is None:
-            break
-        points.append(point)
-        if point.seconds > SLOW_STEP and len(points) > 1:
-            break
-        batch = wanted if batch < wanted < 8 * batch else 4 * batch
+    hurried = False
+    begin = time.monotonic()
+    overhead = 0.0
+    with Elsewhere(subject, checkpointing) as child:
+        for batch in _sizes(subject, most):
+            if len(points) > 1:
+                start, slope = line(points)
+                if start + 1.2 * slope * batch > MARGIN * room:
+                    break
+                expected = overhead + 2 * points[-1].seconds * batch / points[-1].batch
+                if hurried := time.monotonic() - begin + expected > PATIENCE:
+                    break
+            before = time.monotonic()
+            point = child.run(batch)
+            tried()
+            if point is None:
+                break
+            points.append(point)
+            overhead = max(0.0, time.monotonic() - before - 2 * point.seconds)
     if not points:
         return Scale(checkpointing, (), 0, True)
     start, slope = line(points)
     largest = most if slope <= 0 else max(0, min(most, math.floor((MARGIN * room - start) / slope)))
-    return Scale(checkpointing, tuple(points), largest, largest <= points[-1].batch)
+    if max(point.loading for point in points) > MARGIN * room:
+        largest = 0
+    return Scale(checkpointing, tuple(points), largest, largest <= points[-1].batch, hurried)
 
 
 class Trial:
@@ -199,19 +230,28 @@ class Trial:
         self.checkpointing = checkpointing
         groups = self.strategy.groups(self.model)
         self.optimizer = build_optimizer(groups, config.learning_rate, config.train.weight_decay)
+        #: Bytes at most before the first step, on a processor; whether there was one.
+        self.loading, self.began = 0, False
 
     def run(self, batch: int) -> Point | None:
-        """Three steps at a batch size: the peak and the seconds of a step. None when it does not fit."""
+        """A few steps at a batch size: the peak and the seconds of a step. None when it does not fit.
+
+        On a processor memory that an earlier, smaller batch took may count; one that was as large or larger would.
+        """
         device = self.runtime.device.type
         try:
             images = self._batch(batch)
-            if device != "cpu":  # there, in a process of its own, loading counts too: it has to fit as well
-                start_anew(device)
-            self.steps([images])  # which makes the optimizer's states
+            loading = peak(device) if device == "cpu" else 0
+            told_apart = start_anew(device)
+            self.loading = max(self.loading, loading if told_apart and not self.began else 0)
+            self.began = True
             begin = time.perf_counter()
-            self.steps([images] * 2)
-            seconds = (time.perf_counter() - begin) / 2
-            return Point(batch, self.checkpointing, peak(device), seconds)
+            self.steps([images])  # which makes the optimizer's states
+            count = 2 if time.perf_counter() - begin < 1.0 else 1
+            begin = time.perf_counter()
+            self.steps([images] * count)
+            seconds = (time.perf_counter() - begin) / count
+            return Point(batch, self.checkpointing, peak(device), seconds, self.loading)
         except (UserError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -252,20 +292,37 @@ class Trial:
         return {"features": features, "target": batch["target"], "index": batch["index"]}
 
 
-def _elsewhere(subject: Subject, runtime: Runtime, batch: int, checkpointing: bool) -> Point | None:
-    """One batch size in a process of its own; None when the system ended it for its memory."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+class Elsewhere:
+    """Batches of rising size in a process of their own."""
+
+    def __init__(self, subject: Subject, checkpointing: bool) -> None:
+        self.asked = subject, checkpointing, torch.get_num_threads()
+        self.pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def run(self, batch: int) -> Point | None:
+        """One batch size; None when the system ended the process for its memory."""
         try:
-            return pool.submit(_in_child, subject, batch, checkpointing, torch.get_num_threads()).result()
+            return self.pool.submit(_in_child, *self.asked, batch).result()
         except BrokenProcessPool:
             return None
 
 
-def _in_child(subject: Subject, batch: int, checkpointing: bool, threads: int) -> Point | None:
+_TRIALS: list[Trial] = []
+"""In the other process: its trial, once it is built."""
+
+
+def _in_child(subject: Subject, checkpointing: bool, threads: int, batch: int) -> Point | None:
     torch.set_num_threads(threads)
     config = subject.config
-    return Trial(subject, Runtime(config.device, config.precision, config.seed), checkpointing).run(batch)
+    if not _TRIALS:
+        _TRIALS.append(Trial(subject, Runtime(config.device, config.precision, config.seed), checkpointing))
+    return _TRIALS[0].run(batch)
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -318,6 +375,8 @@ def _verdict(subject: Subject, scales: Sequence[Scale], room: int, most: int) ->
     if other is not None and other.points and other.largest != mine.largest:
         switch = "on" if other.checkpointing else "off"
         why += f", with train.grad_checkpointing {switch} {'' if other.certain else 'about '}{other.largest}"
+    if mine.hurried:
+        why += f"; batches above {mine.points[-1].batch} take long here: predicted, not measured"
     if train.batch_size <= mine.largest:
         return Finding(Status.PASS, why, values=values)
     if mine.largest >= len(subject.manifest.select("train")):
@@ -338,17 +397,26 @@ def _smaller(batch: int, accumulate: int, mine: Scale, other: Scale | None) -> s
     return f"For the same training: {', or '.join(advice)}."
 
 
-def growth(subject: Subject, runtime: Runtime, steps: int) -> Finding:
-    """Take `steps` steps of training; memory may not grow from one fifth of them to the next."""
+def growth(subject: Subject, runtime: Runtime, steps: int | None) -> Finding:
+    """Take `steps` steps of training (None: 100, or fewer where they take long); memory may not grow from one fifth of
+    them to the next."""
     trial = Trial(subject, runtime, subject.config.train.grad_checkpointing)
     batch = trial._batch(min(GROWTH_BATCH, subject.config.train.batch_size))
     samples: list[tuple[int, int]] = []
-    every = max(1, steps // GROWTH_SAMPLES)
-    with meter(steps, "Looking for growth", "steps") as update:
+    wanted = steps or GROWTH_STEPS
+    every = max(1, wanted // GROWTH_SAMPLES)
+    trial.steps([batch])  # which makes the optimizer's states
+    begin = time.monotonic()
+    trial.steps([batch])
+    if steps is None:
+        every = max(1, min(every, int(PATIENCE / GROWTH_SAMPLES / max(time.monotonic() - begin, 1e-9))))
+    begin = time.monotonic()
+    with meter(every * GROWTH_SAMPLES, "Looking for growth", "steps") as update:
         for number in range(GROWTH_SAMPLES):
             trial.steps(FixedBatches([batch] * every))
             samples.append(_held(runtime.device.type))
-            update(min(steps, (number + 1) * every))
+            update((number + 1) * every)
+    each = (time.monotonic() - begin) / (every * GROWTH_SAMPLES)
     objects, held = zip(*samples[1:], strict=True)  # the first fifth warms up
     taken = every * (GROWTH_SAMPLES - 1)
     least = LEAK_CPU if runtime.device.type == "cpu" else LEAK_GPU
@@ -365,7 +433,13 @@ def growth(subject: Subject, runtime: Runtime, steps: int) -> Finding:
             "float()), or a hook that stores activations.",
             values,
         )
-    return Finding(Status.PASS, why, values=values)
+    if every * GROWTH_SAMPLES >= wanted // GROWTH_SAMPLES * GROWTH_SAMPLES:
+        return Finding(Status.PASS, why, values=values)
+    unseen = max(least, 0.02 * held[0]) / (3 * every)
+    why += f"; in so few, less than {unseen / 2**20:.1f} MiB a step goes unseen"
+    return Finding(
+        Status.PASS, why, f"--steps {wanted} takes about {duration(wanted * each)} here and sees more.", values
+    )
 
 
 def _rises(numbers: Sequence[int]) -> bool:

@@ -86,9 +86,11 @@ def memory(scales: Sequence[Scale], room: int, wanted: int, path: Path, *, title
         colour = COLOURS[number]
         label = "activations recomputed (train.grad_checkpointing)" if scale.checkpointing else "activations kept"
         batches = [point.batch for point in scale.points]
-        axes.plot(batches, [p.peak / gib for p in scale.points], "o", color=colour, markersize=6, label=label)
-        ends = np.array([0.0, right])
-        axes.plot(ends, [scale.peak(end) / gib for end in ends], color=colour, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.plot(batches, [p.needs / gib for p in scale.points], "o", color=colour, markersize=6, label=label)
+        places = np.linspace(0.0, right, 200)
+        axes.plot(
+            places, [scale.peak(place) / gib for place in places], color=colour, linewidth=1.2, linestyle=(0, (4, 2))
+        )
     top = max(max(scale.peak(right) for scale in scales if scale.points) / gib * 1.1, 1e-3)
     if room / gib < 2.5 * top:
         axes.axhline(room / gib, color="#C00000", linewidth=1.6, label=f"free: {room / gib:.1f} GiB")
