@@ -15,7 +15,9 @@ KILL = Path(__file__).parent / "faults" / "kill.py"
 @pytest.mark.skipif(sys.platform != "linux", reason="forks after torch was imported")
 def test_runs_killed_at_random_moments_go_on_to_the_same_bits() -> None:
     done = subprocess.run(
-        [sys.executable, str(KILL), "moments", "--tries", "1", "--strategies", "full"], capture_output=True, text=True
+        [sys.executable, str(KILL), "moments", "--tries", "1", "--strategies", "full", "--epochs", "2"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     kills = [line.split("|")[3].split(":")[0] for line in done.stdout.splitlines() if line.startswith("| full |")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,17 +123,39 @@ def test_killed_at_any_moment_last_and_best_belong_together(tmp_path: Path, best
     assert 10 < survived < 100
 
 
+def left_behind(run: RunDir) -> frozenset[tuple[str, bytes]]:
+    """All that is in a run folder: the random part of temporary names aside, names and contents."""
+    files = [path for path in run.path.rglob("*") if path.name != ".lock"]
+    return frozenset(
+        (re.sub(r"[0-9a-f]{12}~", "~", str(path.relative_to(run.path))), path.read_bytes() if path.is_file() else b"")
+        for path in files
+    )
+
+
 @pytest.mark.slow
 def test_killed_while_settling_nothing_is_lost(tmp_path: Path) -> None:
-    for write in range(1, 30):
-        for settle in range(20):
-            run = RunDir.create(tmp_path / f"{write}-{settle}")
-            save_epoch(run, 0, best=True)
-            if not killed_at(write, lambda run=run: save_epoch(run, 1, best=True)):
-                return
-            last = run.load_last()
-            assert last is not None
-            wanted = last.state["best_epoch"]
+    """Killed in every state that a killed save leaves behind, once each: a sync, say, leaves what was there before."""
+    begun = RunDir.create(tmp_path / "begun")
+    save_epoch(begun, 0, best=True)
+
+    def copied(run: RunDir, name: str) -> RunDir:
+        shutil.copytree(run.path, tmp_path / name)
+        return RunDir(tmp_path / name)
+
+    states: set[frozenset[tuple[str, bytes]]] = set()
+    kills = 0
+    for write in range(1, 100):
+        left = copied(begun, str(write))
+        if not killed_at(write, lambda left=left: save_epoch(left, 1, best=True)):
+            break
+        if (state := left_behind(left)) in states:
+            continue
+        states.add(state)
+        last = left.load_last()
+        assert last is not None
+        wanted = last.state["best_epoch"]
+        for settle in range(50):
+            run = copied(left, f"{write}-{settle}")
             killed = killed_at(settle, lambda run=run, wanted=wanted: run.settle(wanted))
             again = run.load_last()
             assert again is not None
@@ -140,6 +164,13 @@ def test_killed_while_settling_nothing_is_lost(tmp_path: Path) -> None:
             assert run.load_best().card.epoch == wanted
             if not killed:
                 break
+            kills += 1
+        else:
+            pytest.fail("settling does not end")
+    else:
+        pytest.fail("the save does not end")
+    assert len(states) > 10
+    assert kills > 20
 
 
 def test_a_full_disk_is_called_so_and_the_last_checkpoint_stays(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import gc
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -24,7 +25,6 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import matplotlib.figure
 import numpy as np
 import peft  # noqa: F401 - imported once, for all children
 import sklearn.covariance  # noqa: F401
@@ -33,7 +33,16 @@ import yaml
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
+import eyetune.backbones.inspection
+import eyetune.backbones.loading
+import eyetune.data.identical
+import eyetune.data.images
+import eyetune.data.splits
+import eyetune.data.summary
+import eyetune.data.tables
+import eyetune.memory
 import eyetune.report.page
+import eyetune.train.cost
 import eyetune.train.leaks
 import eyetune.train.run  # noqa: F401
 from eyetune.adapt.lora import Lora
@@ -41,6 +50,7 @@ from eyetune.backbones import find_spec
 from eyetune.cli import main
 from eyetune.data.phantom import write_cohort
 from eyetune.errors import UserError
+from eyetune.files import atomic
 from eyetune.metrics import plots
 from eyetune.metrics.calibration import fit_calibration, trust
 from eyetune.metrics.patients import patient_level
@@ -61,15 +71,21 @@ gc.freeze()  # the children would go through all of it, and copy it
 atexit.register(gc.unfreeze)
 
 
+with io.BytesIO() as _stream:
+    Image.new("RGB", (100, 100)).save(_stream, "PNG")
+    BLANK = _stream.getvalue()
+
+
 def blank(*given: Any, **_: Any) -> None:
     """A plot of the right name, with nothing on it: drawing would be most of so small a run."""
     path = next(one for one in given if isinstance(one, Path))
-    plots.save_figure(matplotlib.figure.Figure(figsize=(1, 1)), path)
+    with atomic(path) as temporary:
+        temporary.write_bytes(BLANK)
 
 
 # Of resampling a kill sees nothing but the time it takes.
 for function in (fit_calibration, patient_level, score, trust):
-    function.__kwdefaults__["resamples"] = 20  # type: ignore[attr-defined]
+    function.__kwdefaults__["resamples"] = 2  # type: ignore[attr-defined]
 for owner, drawings in (
     (plots, ("confusion_matrix", "roc", "learning_curves")),
     (results, ("reliability", "risk_coverage")),
