@@ -38,7 +38,7 @@ def _app(name: str, words: str, more: str = "") -> App:
 
 app = App(name="check")
 _model = _app("model", "[--steps N] ", "--steps N: steps to overfit one batch in (100; 300 on frozen features).")
-_memory = _app("memory", "[--steps N] ", "--steps N: steps to look for growing memory in (100).")
+_memory = _app("memory", "[--steps N] ", "--steps N: steps to look for growing memory in (100, or as many as a minute takes).")
 _data = _app("data", "")
 _loader = _app("loader", "[--seconds N] ", "--seconds N: how long each setting is watched (3).")
 for _each in (_model, _memory, _data, _loader):
@@ -75,7 +75,7 @@ def memory(*words: Words) -> int:
     """What fits? Peak memory by batch size, the largest batch that fits, and whether memory grows over 100 steps.
 
     Takes training steps with batches of noise, with and without gradient checkpointing. On a GPU every size is tried;
-    on the CPU small ones are measured, each in a process of its own, and the rest follows from the slope.
+    on the CPU small ones are measured, in a process of their own, and the rest follows from the slope.
     Writes memory.json and memory.png.
     """
     from eyetune.checks.memory import check_memory
