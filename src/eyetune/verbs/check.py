@@ -38,7 +38,9 @@ def _app(name: str, words: str, more: str = "") -> App:
 
 app = App(name="check")
 _model = _app("model", "[--steps N] ", "--steps N: steps to overfit one batch in (100; 300 on frozen features).")
-_memory = _app("memory", "[--steps N] ", "--steps N: steps to look for growing memory in (100, or as many as a minute takes).")
+_memory = _app(
+    "memory", "[--steps N] ", "--steps N: steps to look for growing memory in (100, or as many as a minute takes)."
+)
 _data = _app("data", "")
 _loader = _app("loader", "[--seconds N] ", "--seconds N: how long each setting is watched (3).")
 for _each in (_model, _memory, _data, _loader):
