@@ -445,12 +445,19 @@ def test_several_runs_get_a_page_over_them(tmp_path: Path, capsys: pytest.Captur
     assert re.findall(r'href="([^"]+)"', text) == ["a%20%26%20b/report.html", "c%231/report.html"]
     assert "QWK on test" in plain(text)
     assert "QWK on handheld" in plain(text)
+    other = run_folder(tmp_path / "runs" / "other", tables={"test": predictions(60, seed=9)}, pictures=False)
+    apart = plain(write_overview([*(one.path for one in folders), other.path], tmp_path / "o.html").read_text())
+    assert "QWK on test of a &amp; b, c#1" in apart, "held against each other"
+    assert "QWK on test of other" in apart, "of other photographs: on a line of its own"
     assert main(["report", str(folders[0].path), str(folders[0].path), "--no-heat-maps"]) == 2
     assert "named twice" in capsys.readouterr().err
 
 
 def test_a_comparison_gets_a_page_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = comparison_folder(tmp_path / "cmp")
+    content = json.loads((folder / "comparison.json").read_text())
+    content["warnings"] += ["there: 1 of its 9 photographs were seen (the very same bytes: Ann (left).png). Mind it."]
+    (folder / "comparison.json").write_text(json.dumps(content))
     run = run_folder(tmp_path / "run", pictures=False)
     assert main(["report", str(folder), str(run.path), "--no-heat-maps"]) == 0
     said = capsys.readouterr().out
@@ -462,6 +469,7 @@ def test_a_comparison_gets_a_page_of_its_own(tmp_path: Path, capsys: pytest.Capt
     for expected in (
         "lora has a higher QWK than linear",
         "one run failed",
+        "there: 1 of its 9 photographs were seen (the very same bytes). Mind it.",
         "Judged by QWK on the test split, decided before training",
         "3 epochs each",
         "60 photographs of 30 patients",

@@ -109,6 +109,8 @@ def test_predictions_and_scores_are_of_the_task(trained: tuple[str, et.Run]) -> 
     assert "By patient" in page
     assert ("Prediction interval made" in page) == (name == "number")
     assert ("furthest from the label" if name == "number" else "before and after calibration") in page
+    low = found["metrics"]["r2"]["ci"][0] if name == "number" else 1
+    assert ("than always saying the mean (R²)" in page) == (low <= 0)
     assert page.count("<figure><img") >= 1, "the mistakes are shown as pictures"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from eyetune.pages.page import picture, write_page
 from eyetune.report import glossary
 from eyetune.report.content import Part, Score, read_content
 from eyetune.report.spans import Spans, spans
+from eyetune.train.leaks import SAME_BYTES
 from eyetune.train.sealed import read_json
 
 
@@ -108,6 +110,9 @@ def write_comparison(path: Path) -> Path:
     found = read_content(Comparison, read_json(path / FILE), path / FILE)
     if not found.arms:
         raise RunError(f"{path}: the comparison is {found.status}, and nothing can be compared yet. Run it again.")
+    # Names of photographs may be of people; they stand in the runs' own metrics.json.
+    unnamed = tuple(re.sub(rf" \({SAME_BYTES}: .*\)", f" ({SAME_BYTES})", text) for text in found.warnings)
+    found = found.model_copy(update={"warnings": unnamed})
     drawn = path / PICTURE
     return write_page(
         path / "report.html",

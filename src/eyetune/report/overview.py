@@ -60,20 +60,36 @@ def _row(folder: Path, facts: Facts, page: Path) -> Row:
 
 
 def _ranges(runs: Sequence[Facts]) -> list[tuple[str, str, Spans]]:
-    """(metric, dataset, a line a run), the runs' own validation left out."""
+    """(metric, dataset, a line a run), the runs' own validation left out. A dataset of the same name that is of other
+    photographs, or of another truth, has lines of its own."""
     names = dict.fromkeys(name for facts in runs for name in facts.headline)
     datasets = dict.fromkeys(name for facts in runs for name in facts.datasets if name != VAL)
     result = []
     for name in names:
         for dataset in datasets:
-            lines = spans(
-                name,
-                [
-                    (facts.folder.path.resolve().name, facts.score(dataset, name))
-                    for facts in runs
-                    if dataset in facts.datasets
-                ],
-            )
-            if lines.known:
-                result.append((name, dataset, lines))
+            alike = _alike(runs, dataset)
+            for group in alike:
+                called = [facts.folder.path.resolve().name for facts in group]
+                scores = [facts.score(dataset, name) for facts in group]
+                lines = spans(name, list(zip(called, scores, strict=True)))
+                if lines.known:
+                    which = dataset if len(alike) == 1 else f"{dataset} of {', '.join(called)}"
+                    result.append((name, which, lines))
     return result
+
+
+def _alike(runs: Sequence[Facts], dataset: str) -> list[list[Facts]]:
+    """The runs that were scored on a dataset, those together that were on the same photographs with the same truth."""
+    groups: list[list[Facts]] = []
+    for facts in runs:
+        if dataset not in facts.datasets:
+            continue
+        table = facts.predictions.get(dataset)
+        for group in groups:
+            other = group[0].predictions.get(dataset)
+            if table is not None and other is not None and table.same_truth(other):
+                group.append(facts)
+                break
+        else:
+            groups.append([facts])
+    return groups

@@ -185,7 +185,7 @@ def _good_of_number(facts: Facts, name: str) -> Iterator[str]:
     if low is not None and high is not None:
         limits = f"{low:+.3g} and {high:+.3g}".replace("-", "−")
         yield f"If its errors are normally distributed, 95 % of them lie between {limits} (limits of agreement)."
-    if explained is not None:
+    if explained is not None and explained > 0:
         yield (
             f"It explains {100 * explained:.0f} % of the differences between photographs (R²); always saying the mean "
             "explains 0 %."
@@ -387,6 +387,9 @@ def _about_scores(facts: Facts, name: str, found: Dataset) -> Iterator[Caution]:
             f"{name}: it is not shown to be right more often than always answering “{share[0]}” "
             f"({100 * share[1]:.0f} %).",
         )
+    explained = facts.score(name, "r2").ci[0]
+    if explained is not None and explained <= 0:
+        yield Caution("bad", f"{name}: it is not shown to be nearer to the truth than always saying the mean (R²).")
     yield from _about_probabilities(name, found)
     if found.unlabelled:
         yield Caution("warn", f"{name}: {plural(found.unlabelled, 'photograph')} without a label, not scored.")

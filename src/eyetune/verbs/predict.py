@@ -126,7 +126,10 @@ def _say_how(predictor: Predictor, no_calibration: bool) -> None:
         )
     for column, point in points.items():
         said.append(f"{column}: {point.name}, chosen on {point.chosen_on}: {point.threshold:.3f} or more")
-    if not points and predictor.has_probabilities:
+    if predictor.run.reads == "labels" and not no_calibration:
+        missing = [name for name in predictor.run.classes if f"positive_{name}" not in points]
+        said += [f"no column positive_{name}: no operating point of it was chosen" for name in missing]
+    elif not points and predictor.has_probabilities:
         said.append("no column referable or positive: there is no operating point for it")
     if predictor.strangeness is None:
         said.append("no column out_of_distribution: the run has nothing to compare with")
