@@ -134,17 +134,18 @@ def command(
     from eyetune.data.pairs.dataset import PhotoDataset
     from eyetune.data.pairs.encode import Encoder, ImageSettings
     from eyetune.data.pairs.finish import finished
+    from eyetune.data.pairs.journal import NAME
     from eyetune.data.pairs.plan import Shares, cut
     from eyetune.data.pairs.write import require_lmdb
 
     require_lmdb()
     opened = None
-    if dataset is not None:
-        opened = PhotoDataset(dataset, column=columns.image_column, split=dataset_split)
     tables = {"table": table, "val": val, "test": test}
     if table.is_dir():
         plan = _read_folder(tables, out, dataset)
     else:
+        if dataset is not None:
+            opened = PhotoDataset(dataset, column=columns.image_column, split=dataset_split)
         plan = _read_tables(tables, images, opened, columns, eye_texts=eye_texts, repeats=repeats)
     plan.problems.refuse(plan.source, skip=skip_broken, repeats=repeats)
     cut(plan, Shares(cutting.val_share, cutting.test_share, cutting.validate_on_test, cutting.seed))
@@ -156,6 +157,7 @@ def command(
     keys = encoder.keys(plan.sources())
     fingerprint = plan.fingerprint(keys)
     if finished(out, fingerprint, plan.splits):
+        (out / NAME).unlink(missing_ok=True)  # of a process that was killed when it was all but done
         print(f"{out} is prepared already, from these photographs and texts and in this way.")
         return
     report = {

@@ -89,9 +89,12 @@ class Encoder:
         """An image of a TSV table. Raises DataError for what is no base64 or no image."""
         from eyetune.data.photo import decode_image
 
-        with open(source.file, "rb") as stream:
-            stream.seek(source.offset)
-            text = stream.read(source.length)
+        try:
+            with open(source.file, "rb") as stream:
+                stream.seek(source.offset)
+                text = stream.read(source.length)
+        except OSError as error:
+            raise DataError(f"cannot read {source.file}: {error.strerror}.") from None
         data = decode_base64(text.decode("ascii", errors="replace"))
         if data is None:
             raise DataError(f"{source.where}: no base64, or cut short")

@@ -17,7 +17,7 @@ from eyetune.data.pairs.sample import Sample, Source
 from eyetune.data.pairs.texts import Images
 from eyetune.data.pairs.write import write_split
 from eyetune.errors import DataError, RunError
-from eyetune.files import write_json
+from eyetune.files import is_temporary, write_json
 
 PROBLEMS = "problems.csv"
 """All that is amiss with the tables, beside what was prepared."""
@@ -67,6 +67,10 @@ def write_all(folder: Path, plan: Plan, keys: Mapping[Source, str], journal: Jou
         report: what prepare.json is to say besides the splits.
     """
     (folder / REPORT).unlink(missing_ok=True)
+    for left in filter(
+        is_temporary, folder.iterdir()
+    ):  # by a process that was killed: who writes here holds the journal
+        left.unlink()
     splits: dict[str, Any] = {}
     for split in plan.splits:
         samples = plan.of(split)

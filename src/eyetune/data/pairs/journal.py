@@ -43,14 +43,15 @@ class Journal:
         path = folder / NAME
         try:
             make_folder(folder)
-            with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise RunError(f"{folder} is being prepared by another process. Wait for it, or stop it.") from None
-                yield cls(stream, path)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise writing_failed(path, error) from error
+        with open(handle, "r+b") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{folder} is being prepared by another process. Wait for it, or stop it.") from None
+            yield cls(stream, path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -59,11 +60,14 @@ class Journal:
         return len(self._places)
 
     def add(self, key: str, image: str) -> None:
-        """Keep an image (base64) under a key."""
+        """Keep an image (base64) under a key. Raises UserError when the disk is full."""
         line = f"{key}\t{_check(key, image):08x}\t{image}\n".encode("ascii")
-        self._stream.seek(self._end)
-        self._stream.write(line)
-        self._stream.flush()  # what a killed process has handed to the system is written all the same
+        try:
+            self._stream.seek(self._end)
+            self._stream.write(line)
+            self._stream.flush()  # what a killed process has handed to the system is written all the same
+        except OSError as error:
+            raise writing_failed(self.path, error) from error
         self._places[key] = self._end, len(line)
         self._end += len(line)
 
@@ -72,10 +76,6 @@ class Journal:
         offset, length = self._places[key]
         self._stream.seek(offset)
         return self._stream.read(length).decode("ascii").rstrip("\n").rpartition("\t")[2]
-
-    def size(self, key: str) -> int:
-        """Bytes of an image, about."""
-        return self._places[key][1]
 
     def delete(self) -> None:
         """Remove the file: what it held is in the databases."""

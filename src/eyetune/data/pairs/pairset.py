@@ -47,12 +47,10 @@ class PairSet:
         self.text_ids: list[int] = []
         self.links: list[tuple[int, int]] = []
         self._read_pairs()
-        notes = _read_notes(folder / NOTES)
-        known: dict[str, dict[str, Any]] = notes.get("patients", {})
-        labels: dict[str, str] = notes.get("labels", {})
-        self.labels: list[str | None] = [labels.get(str(number)) for number in self.text_ids]
-        self.patient_labels: list[str | None] = [known.get(name, {}).get("label") for name in self.patients]
-        self.groups: list[str] = [known.get(name, {}).get("group", name) for name in self.patients]
+        known, labels = _read_pair_notes(folder / NOTES)
+        self.labels = [labels.get(str(number)) for number in self.text_ids]
+        self.patient_labels = [known.get(name, {}).get("label") for name in self.patients]
+        self.groups = [known.get(name, {}).get("group") or name for name in self.patients]
         self._eyes = (
             [known[name].get("single") for name in self.patients] if known.keys() >= set(self.patients) else None
         )
@@ -200,6 +198,18 @@ def _read_notes(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path} is not a JSON object. Make it anew with eyetune clip prepare.")
     return found
+
+
+def _read_pair_notes(path: Path) -> tuple[dict[str, dict[str, str | None]], dict[str, str | None]]:
+    """Of pairs.json what is known of each patient (group, single, label), and the label of each text by its number."""
+    notes = _read_notes(path)
+    patients, labels = notes.get("patients", {}), notes.get("labels", {})
+    cells = [patients, labels, *(patients.values() if isinstance(patients, dict) else ())]
+    if all(isinstance(cell, dict) for cell in cells):
+        texts = [value for cell in cells[1:] for value in cell.values()]
+        if all(text is None or isinstance(text, str) for text in texts):
+            return patients, labels
+    raise DataError(f"{path} does not say what it should. Make it anew with eyetune clip prepare.")
 
 
 def _others(folder: Path, split: str) -> str:

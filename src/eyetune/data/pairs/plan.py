@@ -12,7 +12,7 @@ from typing import Any
 
 from eyetune.data.identical import join, same_bytes
 from eyetune.data.pairs.layout import SPLITS, images_file, texts_file
-from eyetune.data.pairs.sample import Problems, Sample, Source, check_apart, with_names
+from eyetune.data.pairs.sample import InTable, Problems, Sample, Source, check_apart, with_names
 from eyetune.data.pairs.texts import Text, name_fault, read_texts, scan_images
 from eyetune.data.splits import draw_patients
 from eyetune.errors import DataError, plural
@@ -93,6 +93,9 @@ class Plan:
 def read_layout(folder: Path, problems: Problems) -> list[Sample]:
     """The samples of a folder of RET-CLIP's tables, `{split}_imgs.tsv` and `{split}_texts.jsonl`.
 
+    Names are often numbers that begin anew in each split, so the same name in two of them is two patients. (The same
+    image in two is found by :func:`cut`.)
+
     Raises DataError for a table that is missing beside the other, or cannot be read.
     """
     samples: list[Sample] = []
@@ -121,7 +124,10 @@ def read_layout(folder: Path, problems: Problems) -> list[Sample]:
                 problems.add("name", line, fault)
             else:
                 samples.append(Sample(patient, patient, eyes[patient], tuple(dict.fromkeys(found)), split, line))
-    return samples
+    splits: dict[str, set[str | None]] = {}
+    for sample in samples:
+        splits.setdefault(sample.name, set()).add(sample.split)
+    return [replace(s, group=f"{s.split}/{s.name}") if len(splits[s.name]) > 1 else s for s in samples]
 
 
 def cut(plan: Plan, shares: Shares) -> None:
@@ -160,9 +166,13 @@ def _groups(plan: Plan) -> dict[str, str]:
     """For every group the one it is to stay with: patients who share a file's bytes count as one."""
     groups = sorted({sample.group for sample in plan.samples})
     place = {group: index for index, group in enumerate(groups)}
-    owners = [(eye, place[sample.group]) for sample in plan.samples for eye in sample.sides if isinstance(eye, Path)]
-    same = same_bytes([eye for eye, _ in owners])
-    links = [(owners[first][1], owners[other][1]) for first, *rest in same for other in rest]
+    owners = [(eye, place[sample.group]) for sample in plan.samples for eye in sample.sides]
+    files = [(eye, owner) for eye, owner in owners if isinstance(eye, Path)]
+    same = same_bytes([eye for eye, _ in files])
+    links = [(files[first][1], files[other][1]) for first, *rest in same for other in rest]
+    first_of: dict[bytes, int] = {}
+    stored = [(eye.digest, owner) for eye, owner in owners if isinstance(eye, InTable)]
+    links += [(first_of.setdefault(digest, owner), owner) for digest, owner in stored]
     result = {group: group for group in groups}
     for first, *rest in join(len(groups), links):
         result.update(dict.fromkeys((groups[other] for other in rest), groups[first]))

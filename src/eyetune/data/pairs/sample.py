@@ -29,12 +29,13 @@ class InDataset:
 
 @dataclass(frozen=True)
 class InTable:
-    """A photograph inside a TSV of RET-CLIP's layout: its base64, by the bytes of the file."""
+    """A photograph inside a TSV of RET-CLIP's layout: its base64, by the bytes of the file, and their checksum."""
 
     file: Path
     offset: int
     length: int
     where: str
+    digest: bytes = b""
 
 
 Source = Path | InDataset | InTable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def scan_images(path: Path, problems: Problems) -> dict[str, dict[str, InTable]]
     """
     found: dict[str, dict[str, InTable]] = {}
     first: dict[str, str] = {}
-    for number, offset, line in _lines(path):
+    for number, begin, line in _lines(path):
         where = f"{path.name} line {number}"
         cells = line.split("\t")
         if fault := line_fault(cells):
@@ -113,12 +114,19 @@ def scan_images(path: Path, problems: Problems) -> dict[str, dict[str, InTable]]
         if patient in found:
             problems.add("repeated", where, f"the same patient as {first[patient]}")
             continue
-        left = InTable(path, offset + len(cells[0].encode()) + 1, len(cells[1].encode()), f"{where}, left")
-        right = InTable(path, left.offset + left.length + 1, len(cells[2].encode()), f"{where}, right")
+        sizes = [len(cell.encode()) for cell in cells]
+        places = begin + sizes[0] + 1, begin + sizes[0] + sizes[1] + 2
+        eyes = {
+            side: InTable(path, place, size, f"{where}, {side}", _digest(cell))
+            for side, place, size, cell in zip(("left", "right"), places, sizes[1:], cells[1:], strict=True)
+        }
         first[patient] = where
-        alike = cells[1].strip() == cells[2].strip()
-        found[patient] = {"": left} if alike else {"left": left, "right": right}
+        found[patient] = {"": eyes["left"]} if eyes["left"].digest == eyes["right"].digest else eyes
     return found
+
+
+def _digest(cell: str) -> bytes:
+    return hashlib.sha256(cell.strip().encode()).digest()[:16]
 
 
 def read_texts(path: Path) -> list[Text]:
