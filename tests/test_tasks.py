@@ -109,6 +109,10 @@ def test_predictions_and_scores_are_of_the_task(trained: tuple[str, et.Run]) -> 
     assert "By patient" in page
     assert ("Prediction interval made" in page) == (name == "number")
     assert ("furthest from the label" if name == "number" else "before and after calibration") in page
+    card = run.folder.card_file.read_text(encoding="utf-8")
+    assert ("pipeline_tag: image-classification" in card) == (name != "number")
+    assert ("prediction interval of 90 %: the number predicted ±" in card) == (name == "number")
+    assert "the most probable class is called" not in card or name not in TABLES
     low = found["metrics"]["r2"]["ci"][0] if name == "number" else 1
     assert ("than always saying the mean (R²)" in page) == (low <= 0)
     assert page.count("<figure><img") >= 1, "the mistakes are shown as pictures"

@@ -23,6 +23,14 @@ from eyetune.report.words import Summary, calibration_words, summarise, table_na
 #: Licences by the words of the backbones, as the hub spells them; any other is "other", with its words.
 _LICENCES = {"apache-2.0": "apache-2.0", "cc by-nc 4.0": "cc-by-nc-4.0", "mit": "mit", "cc by 4.0": "cc-by-4.0"}
 
+_CLASSIFICATION = "image-classification"
+
+_WITHOUT_THRESHOLD = {
+    "classification": "none were fixed; the most probable class is called.",
+    "multilabel": "none were fixed; a label is called where its probability is above 0.5.",
+    "regression": "none; it says a number, and how far the true one may lie from it stands under Calibration.",
+}
+
 
 def write_card(facts: Facts) -> None:
     """Write `MODEL_CARD.md` into the run folder."""
@@ -45,7 +53,8 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
             front["license_link"] = address[0].rstrip(".,;)")
     front |= {
         "library_name": "eyetune",
-        "pipeline_tag": "image-classification",
+        # The hub has no task for a number of an image.
+        **({} if facts.task == "regression" else {"pipeline_tag": _CLASSIFICATION}),
         "tags": ["retina", "fundus-photography", "medical", "research-use-only"],
     }
     if spec is not None and spec.download is not None and spec.download.repo:
@@ -59,7 +68,7 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
 def _result(facts: Facts, dataset: str) -> dict[str, Any]:
     scores = [(name, facts.score(dataset, name)) for name in facts.headline]
     return {
-        "task": {"type": "image-classification"},
+        "task": {"type": "regression" if facts.task == "regression" else _CLASSIFICATION},
         "dataset": {"name": _plain(f"{table_name(facts)}, {dataset}"), "type": _plain(dataset)},
         "metrics": [
             {"type": name, "name": label(name), "value": round(score.value, 6)}
@@ -163,7 +172,7 @@ def _metrics(facts: Facts) -> Iterator[str]:
             mine = [one for (of, _), one in chosen.items() if of == sample]
             yield from (f"  - {_text(one.name)}: probability at least {one.threshold:.3f}" for one in mine)
     else:
-        yield "- **Decision thresholds:** none were fixed; the most probable class is called."
+        yield f"- **Decision thresholds:** {_WITHOUT_THRESHOLD[facts.task]}"
 
 
 def _evaluation_data(facts: Facts, summary: Summary) -> Iterator[str]:
