@@ -141,6 +141,7 @@ def test_retrieve_writes_measures_page_and_features(
     assert content["image_to_text"]["metrics"]["recall_at_1"]["chance"] == pytest.approx((3 + 2 * 2) / 5 / 5)
     assert content["different_texts"] == 4
     assert content["one_eye"] == 1
+    assert content["warnings"] == []
     assert set(content["image_to_text"]["per_class"]) == {"red", "green", "blue", "white"}
     page = (place / "retrieval.html").read_text()
     assert "Research use only" in page
@@ -150,6 +151,20 @@ def test_retrieve_writes_measures_page_and_features(
     assert main([*words, "--features", str(place / "features.safetensors"), "--by", "left"]) == 0
     assert "features read from" in capsys.readouterr().out
     assert opened.model.seen == seen
+
+
+def test_texts_that_the_model_cannot_read_are_a_warning(
+    opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = replace(opened, length=4)
+    monkeypatch.setattr(runs, "open_clip_run", lambda path, **_: short)
+    folder = colour_pairs(tmp_path / "pairs", ("red", "blue"))
+    assert main(["clip", "retrieve", str(opened.path), "--data", str(folder), "--resamples", "0"]) == 0
+    assert "100% of the texts are longer than the 4 tokens" in capsys.readouterr().out
+    assert "their end was not seen" in (opened.path / "retrieval" / "pairs-test" / "retrieval.html").read_text()
+    content = json.loads((opened.path / "retrieval" / "pairs-test" / "retrieval.json").read_text())
+    # Cut to "the fundus" both texts are the same to the model: what ties is found half of the time.
+    assert content["image_to_text"]["metrics"]["recall_at_1"]["value"] == 0.5
 
 
 @pytest.fixture

@@ -201,7 +201,9 @@ def rank(images: Tensor, texts: Tensor, answers: Answers, *, device: torch.devic
             f"{len(answers.texts)} texts."
         )
     left = images.detach().float().cpu()
-    right = texts.detach().float().cpu()[torch.from_numpy(first)]
+    right = texts.detach().float().cpu()
+    if len(first) < len(right):
+        right = right[torch.from_numpy(first)]
     if not (left.isfinite().all() and right.isfinite().all()):
         raise DataError("the features hold NaN or infinite numbers: training has diverged, or the file is damaged.")
     number = np.zeros(int(different.max(initial=-1)) + 1, dtype=np.int64)
@@ -223,7 +225,9 @@ class _Side:
         self.own, self.other = own, other
         self.copies = copies.astype(np.float64)
         count = len(own)
-        reach = own.double().norm(dim=1).numpy() * float(other.double().norm(dim=1).max()) if len(other) else 0.0
+        # Not `.double()` first: that would be a second copy of everything.
+        lengths = [torch.linalg.vector_norm(one, dim=1, dtype=torch.float64).numpy() for one in (own, other)]
+        reach = lengths[0] * lengths[1].max(initial=0.0)
         similarity = self._similar(mine, theirs)
         self.best = np.full(count, np.inf)
         known = np.unique(mine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +13,8 @@ from eyetune.flags import READING, Reading
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from eyetune.clip.run import ClipRun
 
 
 def command(
@@ -69,15 +71,27 @@ def command(
         "split": pairs.split,
         "compared": by,
         "one_eye": int(found.single.sum()),
-        "warnings": list(pairs.warnings),
+        "warnings": [*pairs.warnings, *reading_faults(opened, about.texts)],
         **measured(ranked[1], ranked[0], labels=about.labels, resamples=resamples, seed=seed),
     }
     write_json(place / "retrieval.json", content)
     page = write_retrieval(place / "retrieval.html", found, pairs, content, ranked, by=by)
-    for warning in pairs.warnings:
+    for warning in content["warnings"]:
         print(f"WARNING: {warning}")
     show(*tables(content))
     print(f"features {'read from' if reused else 'written to'} {file}; look at {page}")
+
+
+def reading_faults(run: ClipRun, texts: Sequence[str]) -> list[str]:
+    """What the model does not get to read of the texts: words it does not know, ends that are cut off."""
+    coverage = run.tokenizer.coverage(texts, run.length)
+    found = [fault] if (fault := coverage.fault()) else []
+    if coverage.truncated_share:
+        found.append(
+            f"{coverage.truncated_share:.0%} of the texts are longer than the {run.length} tokens that it reads: "
+            "their end was not seen, and texts that differ only there are one to it."
+        )
+    return found
 
 
 def folder_and_split(word: str) -> tuple[Path, str]:
