@@ -17,7 +17,9 @@ from train_kit import card
 
 from eyetune.config import Config
 from eyetune.errors import RunError, UserError
+from eyetune.runtime import Runtime
 from eyetune.train import sealed
+from eyetune.train.cost import Cost
 from eyetune.train.rundir import RunDir
 
 
@@ -202,6 +204,17 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
         RunDir.create(tmp_path / "notes.txt")
     (tmp_path / "empty").mkdir()
     RunDir.create(tmp_path / "empty")
+
+
+def test_a_run_that_wrote_nothing_leaves_its_folder_free(run: RunDir) -> None:
+    """Its first file could not be written: the same command begins again, and there is no cost of nothing."""
+    with pytest.raises(UserError, match="planted"), Cost(run, Runtime("cpu", "fp32")):
+        raise UserError("planted")
+    RunDir.check_free(run.path)
+    run.write_config(Config.parse({"data": {"table": "t.csv"}}, check_files=False))
+    with pytest.raises(UserError, match="planted"), Cost(run, Runtime("cpu", "fp32")):
+        raise UserError("planted")
+    assert run.read_cost()["finished"] is False
 
 
 def test_a_missing_run_names_the_nearest(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class Cost:
         if error is None:
             self.outcome["finished"] = True
             self._write()
-        else:
+        elif self.folder.config_file.is_file():  # else nothing was begun, and the folder stays free for another try
             with contextlib.suppress(UserError):  # a full disk has been spoken of already
                 self._write()
 
