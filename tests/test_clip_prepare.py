@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from eyetune.data.pairs.journal import NAME, Journal
 from eyetune.data.pairs.layout import decode_base64, encode_base64
 from eyetune.data.photo import decode_image
 from eyetune.errors import DataError, RunError
+from eyetune.interrupt import Interrupted
 
 SMALL = ("--pixels", "32", "--workers", "1")
 UNCUT = ("--val-share", "0", "--test-share", "0")
@@ -519,6 +521,22 @@ def test_a_kill_costs_only_what_was_being_prepared(
     assert len(prepared) == 2  # four of six were whole
 
 
+def test_interrupted_it_says_what_is_kept(prepare: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Journal.add
+
+    def add(self: Journal, key: str, image: str) -> None:
+        if len(self) == 2:
+            raise Interrupted("", signal.SIGTERM)
+        real(self, key, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", add)
+        stopped = prepare(eyes(0, 1), *UNCUT)
+    assert stopped.code == 143
+    assert re.search(r"2 photographs are prepared in .*out; the same command goes on there", stopped.said)
+    assert prepare(eyes(0, 1), *UNCUT)["train"].patients == ["P0", "P1"]
+
+
 def test_prepared_again_is_nothing_to_do_and_otherwise_another_folder(prepare: Callable[..., Prepared]) -> None:
     first = prepare(eyes(0), *UNCUT)
     again = prepare(eyes(0), *UNCUT)
@@ -666,6 +684,26 @@ def test_there_is_an_end_to_patience(error: Exception, attempts: int) -> None:
     with pytest.raises(type(error)):
         list(patiently(open_at, wait))
     assert calls == attempts
+
+
+def test_plain_files_on_the_hub_are_fetched_one_by_one(monkeypatch: pytest.MonkeyPatch, dataset: Path) -> None:
+    answers: list[bytes | Exception] = [Answer(429), b"the file"]
+    waits: list[float] = []
+
+    def fetch(address: str, mode: str) -> io.BytesIO:
+        assert (address, mode) == ("hf://datasets/a/b@main/1.jpg", "rb")
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return io.BytesIO(answer)
+
+    monkeypatch.setattr("fsspec.open", fetch)
+    monkeypatch.setattr("time.sleep", waits.append)
+    opened = PhotoDataset(str(dataset / "saved"))
+    assert opened.content({"bytes": None, "path": "hf://datasets/a/b@main/1.jpg"}, "row 1") == b"the file"
+    assert waits == [1.0]
+    with pytest.raises(DataError, match="row 2: neither the image itself nor a file"):
+        opened.content({"bytes": None, "path": "nowhere.jpg"}, "row 2")
 
 
 def test_base64_of_both_alphabets() -> None:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from eyetune import files
@@ -29,6 +29,9 @@ _SPLIT = "hf split"
 """The column in which the dataset's own splits are kept among its others."""
 
 _SUFFIX_OF = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"II": ".tif", b"MM": ".tif", b"BM": ".bmp", b"RI": ".webp"}
+
+_ON_HUB = "hf://"
+"""In the address of a file on the hub, possibly one inside an archive (`zip://a.jpg::hf://…`)."""
 
 _INDEX = "index.json"
 """Written last: a cache folder without it is incomplete and read again."""
@@ -201,6 +204,12 @@ def image_bytes(image: Any, folder: Path, where: str) -> bytes:
     data, original = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (None, image)
     if data is not None:
         return bytes(data)
+    if isinstance(original, str) and _ON_HUB in original:  # a dataset of plain files, streamed
+        import fsspec
+
+        with fsspec.open(original, "rb") as stream:
+            fetched: bytes = stream.read()
+        return fetched
     path = Path(str(original))
     if folder.is_dir() and not path.is_absolute():
         path = folder / path
@@ -215,6 +224,8 @@ def image_bytes(image: Any, folder: Path, where: str) -> bytes:
 def _materialise(image: Any, folder: Path, number: int, name: str | Path, where: str) -> Path:
     """The file of an image: the one it has already, or its bytes written to the cache folder."""
     content, original = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (None, image)
+    if content is None and _ON_HUB in str(original):
+        content, original = image_bytes(image, folder, where), PurePosixPath(str(original)).name
     if content is None:
         path = Path(str(original))
         if isinstance(name, Path) and not path.is_absolute():

@@ -118,7 +118,7 @@ class PhotoDataset:
 
     def content(self, stored: Any, where: str) -> bytes:
         """The file of an image as :meth:`images` gave it. Raises DataError, beginning with `where`, without one."""
-        return hub.image_bytes(stored, self.local, where)
+        return next(patiently(lambda _: iter([hub.image_bytes(stored, self.local, where)]), self._wait))
 
     def _patiently(self, part: Any, count: int) -> Iterator[Mapping[str, Any]]:
         """The first `count` rows of a stream, which is opened anew where it broke off."""
@@ -145,7 +145,7 @@ def patiently(
                 done, attempt = done + 1, 0
                 yield item
             return
-        except GeneratorExit:
+        except (GeneratorExit, DataError):
             raise
         except Exception as error:  # the libraries below raise their own, requests' and httpx's errors
             seconds = _seconds(error, attempt)
