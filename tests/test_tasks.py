@@ -154,7 +154,7 @@ def test_a_site_cannot_join_classes_and_an_unknown_column_is_told(
 ) -> None:
     name, run = trained
     folder, table = str(run.folder.path), f"clinic={cohort / 'more.csv'}:{cohort / 'images'}"
-    if name not in TABLES:
+    if name not in (*TABLES, "words"):  # any-dr is of the five grades
         assert main(["calibrate", folder, "--data", table, "--map", "clinic=any-dr"]) == 2
         assert "it joins classes of the run" in capsys.readouterr().err
         assert run.folder.calibrations() == {}
