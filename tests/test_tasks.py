@@ -311,6 +311,8 @@ def test_labels_of_another_table_may_be_fewer(cohort: Path, tmp_path: Path) -> N
     assert main(["evaluate", str(run.folder.path), "--data", table, "--workers", "0"]) == 0
     found = run.folder.read_metrics()["datasets"]["again"]
     assert found["per_label"]["referable"]["n"] == 0
+    page = (run.folder.path / "report.html").read_text(encoding="utf-8")
+    assert "again: of no photograph is “referable” known." in page
     assert found["per_label"]["glaucoma"]["n"] > 0
     assert "referable" in found["metrics"]["auroc_macro"]["note"]
     assert not math.isnan(found["metrics"]["auroc_macro"]["value"])

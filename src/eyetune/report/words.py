@@ -175,6 +175,8 @@ def _good(facts: Facts, name: str) -> Iterator[str]:
 
 def _good_of_labels(found: Dataset) -> Iterator[str]:
     for label_name, alone in found.per_label.items():
+        if not alone.n:
+            continue
         having = sum(alone.confusion_matrix[-1]) if alone.confusion_matrix else 0
         area = with_interval(alone.metrics.get("auroc_macro", Score()))
         yield f"“{label_name}”: AUROC {area}; {having} of {plural(alone.n, 'photograph')} have it."
@@ -378,6 +380,9 @@ def _about_scores(facts: Facts, name: str, found: Dataset) -> Iterator[Caution]:
         )
     yield from _about_classes(name, found)
     for one, alone in found.per_label.items():
+        if not alone.n:
+            yield Caution("warn", f"{name}: of no photograph is “{one}” known. Its scores say nothing of that.")
+            continue
         yield from _about_classes(f"{name}, {one}", alone)
         yield from _about_probabilities(f"{name}, {one}", alone)
     share, accuracy = _commonest(found), facts.score(name, "accuracy")
