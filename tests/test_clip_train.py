@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,8 +34,10 @@ from eyetune.data.fundus import FundusSettings
 from eyetune.data.pairs import PairSet
 from eyetune.errors import ConfigError, DataError, RunError, UserError, WeightsError
 from eyetune.interrupt import Interrupted
+from eyetune.runtime import Runtime
 from eyetune.train.loop import _Trainer
-from eyetune.verbs.clip_train import resume, train
+from eyetune.verbs import clip_demo, clip_train
+from eyetune.verbs.clip_train import resume, share_batch, train
 
 transformers = pytest.importorskip("transformers")
 
@@ -147,6 +150,26 @@ def test_resumed_to_the_bit(
         assert all(torch.equal(one[name], other[name]) for name in one)
     losses = [[row["train_loss"] for row in history(run.path)] for run in (straight, again)]
     assert losses[0] == losses[1]
+
+
+def test_as_many_pairs_are_contrasted_by_another_number_of_processes(pairs: Path, tmp_path: Path) -> None:
+    config, alone = clip_config(pairs, tmp_path, train__micro_batch=4), Runtime("cpu", "fp32")
+    assert share_batch(config, 1, alone) is config
+    shared = share_batch(config, 3, alone).train
+    assert (shared.batch_size, shared.micro_batch) == (18, 4)
+    assert share_batch(clip_config(pairs, tmp_path), 2, alone).train.micro_batch == 6, "no part larger than what fitted"
+
+
+def test_patients_in_two_splits_are_said(pairs: Path) -> None:
+    train_pairs, val = PairSet.open(pairs, "train"), PairSet.open(pairs, "val")
+    told = SimpleNamespace(splits={"train": train_pairs, "val": train_pairs, "test": train_pairs})
+    found = clip_train._Job.warnings(told)  # type: ignore[arg-type]
+    assert [text.split(":")[0] for text in found] == [
+        "12 patients of val are in train too",
+        "12 patients of test are in train too",
+        "val is the test split",
+    ]
+    assert clip_train._Job.warnings(SimpleNamespace(splits={"train": train_pairs, "val": val})) == []  # type: ignore[arg-type]
 
 
 def test_other_pairs_are_not_gone_on_with(finished: ClipRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +356,7 @@ def test_an_encoder_without_its_vocabulary(pairs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
+        ({"train__ret_clip_file": True}, ConfigError, "RET-CLIP's code has no image tower like nano"),
         ({"train__batch_size": 500}, DataError, "there are only 12 pairs to train on: use at most 12"),
         ({"data__val": "nowhere"}, DataError, "has no nowhere pairs"),
         ({"train__accumulate": 2}, ConfigError, "train.accumulate: pairs of different batches are not contrasted"),
@@ -370,3 +394,32 @@ def test_a_file_without_its_vocabulary(tmp_path: Path) -> None:
     path.touch()
     with pytest.raises(UserError, match=r"does not hold the vocabulary it reads.*hfl/chinese-roberta-wwm-ext"):
         open_clip_run(path)
+
+
+# -- the demo ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_demo_goes_the_whole_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In miniature: that it learns is what the demo itself shows (docs/benchmarks.md)."""
+    monkeypatch.setattr(clip_demo, "PATIENTS", {"train": 12, "val": 4, "test": 6})
+    monkeypatch.setattr(clip_demo, "PIXELS", 64)
+    train = {**clip_demo.RECIPE["train"], "epochs": 1, "batch_size": 6}
+    monkeypatch.setitem(clip_demo.RECIPE, "train", train)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "demo"
+    clip_demo.command(out=out, device="cpu", precision="fp32")
+    said = capsys.readouterr().out
+    assert "[5/5]" in said
+    assert "image to text: the first answer is right (R@1)" in said
+    found = json.loads((out / clip_demo.MARKER).read_text())
+    assert found["gallery"] == 6
+    assert set(found["recall_at_1"]) == {"image_to_text", "text_to_image"}
+    assert (out / "run" / "retrieval" / "test" / "retrieval.html").is_file()
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.txt").touch()
+    with pytest.raises(UserError, match="not an earlier demo"):
+        clip_demo.command(out=other)

@@ -62,7 +62,8 @@ class TextTower(Backbone):
     def set_grad_checkpointing(self, on: bool) -> None:
         """Recompute activations in the backward pass instead of keeping them."""
         bert = cast(Any, self.network)
+        kind = "activation" if hasattr(bert, "activation_checkpointing_enable") else "gradient"  # its older name
         if on:
-            bert.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(bert, f"{kind}_checkpointing_enable")({"use_reentrant": False})
         else:
-            bert.gradient_checkpointing_disable()
+            getattr(bert, f"{kind}_checkpointing_disable")()

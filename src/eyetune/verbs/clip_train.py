@@ -170,12 +170,16 @@ def open_splits(config: ClipConfig) -> dict[str, PairSet]:
 def build_model(config: ClipConfig, splits: dict[str, PairSet]) -> Built:
     """The model, its vocabulary, which has to know the texts, and what trains; on the CPU.
 
-    Raises as :func:`eyetune.clip.run.build`, and DataError when the vocabulary does not fit the texts.
+    Raises as :func:`eyetune.clip.run.build`; DataError when the vocabulary does not fit the texts; ConfigError when
+    RET-CLIP's code could not read what is asked for.
     """
+    from eyetune.clip.export import check_ret_clip
     from eyetune.clip.run import build
 
     texts = splits["train"].texts
     built = build(config, texts)
+    if config.train.ret_clip_file:
+        check_ret_clip(built.model.visual)
     built.tokenizer.coverage(texts, config.text.length).check(f"text.encoder {config.text.encoder}")
     return built
 
