@@ -28,7 +28,7 @@ from eyetune.clip.batches import PairDataset, Wordings
 from eyetune.clip.config import ClipConfig
 from eyetune.clip.encoder import load_encoder
 from eyetune.clip.export import save_ret_clip
-from eyetune.clip.model import RetClip
+from eyetune.clip.model import RetClip, Standard
 from eyetune.clip.tokens import Tokenizer
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.pairs import PairSet
@@ -101,6 +101,21 @@ def test_opened_again_it_is_the_same_model(finished: ClipRun) -> None:
     assert earlier.fingerprint != open_clip_run(finished.path, device="cpu", epoch=2).fingerprint
     with pytest.raises(RunError, match=r"no checkpoint of epoch 7. Kept: 1, 2"):
         open_clip_run(finished.path, epoch=7)
+
+
+def test_the_towers_features_arrive_standardised(finished: ClipRun) -> None:
+    """By the eyes that were trained on, and kept with the run."""
+    standard = open_clip_run(finished.path, device="cpu").model.visual_standard
+    assert isinstance(standard, Standard)
+    assert not torch.equal(standard.get_buffer("scale"), torch.ones(192))
+    features = torch.randn(40, 5) * torch.tensor([1.0, 10.0, 0.1, 0.0, 3.0]) + 7
+    fresh = Standard(5)
+    torch.testing.assert_close(fresh(features), features)
+    fresh.fit(features)
+    found = fresh(features)
+    torch.testing.assert_close(found.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.std(dim=0)[[0, 1, 2, 4]], torch.ones(4), atol=1e-4, rtol=0)
+    assert (found[:, 3].abs() < 1e-4).all(), "a place that never differs is not blown up"
 
 
 def test_the_tower_is_a_backbone_of_its_own(finished: ClipRun) -> None:
@@ -264,6 +279,8 @@ def test_ret_clip_reads_what_is_written_for_it(kind: str, tmp_path: Path) -> Non
         visual, width = Backbone(visual.spec, network, preprocess=visual.preprocess, pool="cls", width=64), 12
     bert = transformers.BertModel(transformers.BertConfig(**TINY_BERT), add_pooling_layer=False)
     model = RetClip(visual, bert, width).eval()
+    if isinstance(model.visual_standard, Standard):
+        model.visual_standard.fit(torch.randn(50, 64) * torch.rand(64) + torch.randn(64))
     path = tmp_path / "ret-clip.pt"
     save_ret_clip(model, path, epoch=3, step=40, name="run")
     content = torch.load(path, weights_only=True)
@@ -417,7 +434,7 @@ def test_the_demo_goes_the_whole_way(
     found = json.loads((out / clip_demo.MARKER).read_text())
     assert found["gallery"] == 6
     assert set(found["recall_at_1"]) == {"image_to_text", "text_to_image"}
-    assert (out / "run" / "retrieval" / "test" / "retrieval.html").is_file()
+    assert (out / "run" / "retrieval" / "retrieval.html").is_file()
     other = tmp_path / "mine"
     other.mkdir()
     (other / "thesis.txt").touch()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from eyetune.clip.model import Standard
 from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings, find_field, prepare
 from eyetune.data.loader import EpochBatches, Loader, Workers, choose_workers, mix, seeded, serve
@@ -274,6 +275,35 @@ def features_once(model: RetClip, loader: Loader, runtime: Runtime, description:
     assert whole[0] is not None
     assert whole[1] is not None
     return PairFeatures(dataset, loader.batches, whole[0], whole[1], whole[2])
+
+
+SAMPLE = 256
+"""Patients whose eyes say what features of a tower are usual."""
+
+
+def fit_standard(model: RetClip, loader: Loader | PairFeatures, runtime: Runtime) -> None:
+    """Standardise the features of an image tower that gets a new projection, by those of (at most 256) training eyes.
+
+    The same in every process. Raises as :func:`features_once`.
+    """
+    if not isinstance(model.visual_standard, Standard):
+        return
+    if isinstance(loader, PairFeatures):
+        features = torch.cat([loader.left, loader.right])
+    else:
+        model.eval()
+        dataset: Any = loader.dataset
+        count, size = len(dataset.pairs.patients), loader.batches.batch_size
+        chosen = np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int)).tolist()
+        with enough_memory(SMALLER_FORWARD), torch.no_grad():
+            starts = range(0, len(chosen), size)
+            seen = [_seen(model, dataset, chosen[start : start + size], runtime) for start in starts]
+        features = torch.from_numpy(np.concatenate([eyes for both in seen for eyes in both]))
+    if len(features) > 1:
+        model.visual_standard.fit(features)
+    for name in ("mean", "scale"):  # as the main process has it, to the last bit
+        buffer = model.visual_standard.get_buffer(name)
+        buffer.copy_(torch.from_numpy(runtime.gather(buffer.cpu().numpy())[0]))
 
 
 def _seen(model: RetClip, dataset: PairDataset, part: list[int], runtime: Runtime) -> tuple[Any, Any]:

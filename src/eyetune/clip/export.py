@@ -82,6 +82,10 @@ def save_ret_clip(model: RetClip, path: Path, *, epoch: int = 0, step: int = 0, 
     for key, tensor in tower.network.state_dict().items():
         state[f"visual.{_published(key)}"] = tensor
     if isinstance(model.visual_projection, nn.Linear):
+        # What stands between the two is of the same kind as the norm below it, and goes into its numbers.
+        mean, scale = (model.visual_standard.get_buffer(name) for name in ("mean", "scale"))
+        state["visual.ln_post.bias"] = (state["visual.ln_post.bias"] - mean) * scale
+        state["visual.ln_post.weight"] = state["visual.ln_post.weight"] * scale
         state["visual.proj"] = model.visual_projection.weight.T
     elif "visual.proj" in state:
         state["visual.proj"] = state["visual.proj"].T
@@ -108,7 +112,7 @@ def save_ret_clip(model: RetClip, path: Path, *, epoch: int = 0, step: int = 0, 
         raise UserError(f"{path} cannot be written ({error}).") from error
 
 
-_TOWERS = ("visual", "bert", "visual_projection")
+_TOWERS = ("visual", "bert", "visual_projection", "visual_standard")
 
 
 def _published(name: str) -> str | None:

@@ -48,7 +48,7 @@ class RetClip(nn.Module):
         visual: the tower both eyes go through: float[B, 3, H, W] -> float[B, W], not normalised.
         bert: a transformers BertModel without a pooler.
         width: D, the length of every embedding. None: the tower's own, W, as of a tower that ends in a projection
-            (CLIP's); else a linear projection W -> D without bias stands behind the tower.
+            (CLIP's); else :class:`Standard` and a linear projection W -> D without bias stand behind the tower.
         scale: the logit scales to start from.
 
     Attributes:
@@ -64,8 +64,10 @@ class RetClip(nn.Module):
         super().__init__()
         self.visual = visual
         self.bert = bert
+        self.visual_standard: nn.Module = nn.Identity()
         self.visual_projection: nn.Module = nn.Identity()
         if width is not None:
+            self.visual_standard = Standard(visual.width)
             self.visual_projection = nn.Linear(visual.width, width, bias=False)
             nn.init.normal_(self.visual_projection.weight, std=visual.width**-0.5)
         self.width = width = visual.width if width is None else width
@@ -100,7 +102,8 @@ class RetClip(nn.Module):
 
         float[B, W] are features that the tower gave before (it is frozen): only projected.
         """
-        seen: Tensor = self.visual_projection(images if images.ndim == 2 else self.visual.features(images))
+        features = images if images.ndim == 2 else self.visual.features(images)
+        seen: Tensor = self.visual_projection(self.visual_standard(features))
         return seen
 
     def encode_eyes(
@@ -188,6 +191,31 @@ class RetClip(nn.Module):
     def logit_scales(self) -> dict[str, Tensor]:
         """What cosines are multiplied by before the softmax, for patient, left and right: float[], each > 0."""
         return {name: getattr(self, name).exp() for name in SCALES}
+
+
+class Standard(nn.Module):
+    """Features with mean 0 and deviation 1 in every place, by figures that do not train: float[B, W] -> float[B, W].
+
+    A tower that never met a text may give features that are nearly the same for all eyes but for a few places, and a
+    projection then learns those few first. (Linear probes standardise for the same reason: He et al., "Masked
+    Autoencoders Are Scalable Vision Learners", CVPR 2022, appendix A.) Until :meth:`fit` it changes nothing.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def fit(self, features: Tensor) -> None:
+        """Take the figures from features float[N, W] of training eyes; places that never differ stay as they are."""
+        deviation, mean = torch.std_mean(features.double(), dim=0)
+        smallest = 1e-3 * deviation.max()
+        self.get_buffer("mean").copy_(mean.float())
+        self.get_buffer("scale").copy_(torch.where(deviation > smallest, 1 / deviation.clamp(min=1e-30), 1.0).float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The standardised features, in float32."""
+        return (features.float() - self.mean) * self.scale  # type: ignore[operator]
 
 
 def _projection(text_width: int, width: int) -> nn.Sequential:

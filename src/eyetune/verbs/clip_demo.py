@@ -69,13 +69,14 @@ def command(
     train(ClipConfig.parse({**RECIPE, **given}))
     reading = Reading(device=device, precision=precision)
     _step(4, f"Searching among {PATIENTS['test']} unseen patients")
-    clip_retrieve.command(run, data=f"{pairs}:test", reading=reading)
+    clip_retrieve.command(run, data=f"{pairs}:test", out=run / "retrieval", reading=reading)
     _step(5, "Grading diabetic retinopathy of their eyes by words alone")
     clip_zeroshot.command(
         run,
         data=[f"drawn={eyes / 'labels.csv'}"],
         prompts="dr",
         split="test",
+        out=run / "zeroshot",
         columns=clip_zeroshot.Columns(label_column="dr_grade"),
         reading=reading,
     )
@@ -102,8 +103,8 @@ def _collect(run: Path) -> dict[str, Any]:
     from eyetune.clip.scoring import DIRECTIONS
     from eyetune.train.sealed import read_json
 
-    retrieval = read_json(run / "retrieval" / "test" / "retrieval.json")
-    qwk = read_json(run / "zeroshot" / "dr" / "metrics.json")["datasets"]["drawn"]["metrics"]["qwk"]
+    retrieval = read_json(run / "retrieval" / "retrieval.json")
+    qwk = read_json(run / "zeroshot" / "metrics.json")["datasets"]["drawn"]["metrics"]["qwk"]
     recalls = {name: retrieval[name]["metrics"]["recall_at_1"] for name in DIRECTIONS}
     return {"gallery": retrieval[DIRECTIONS[0]]["gallery"], "recall_at_1": recalls, "qwk": qwk}
 
@@ -133,11 +134,11 @@ def _numbers(metric: Mapping[str, Any]) -> tuple[str, str]:
 def _say_what_next(out: Path, seconds: float) -> None:
     print(f"""
 Done in {duration(seconds)}. Look at
-  {out}/run/retrieval/test/retrieval.html   the best and the worst searches, with pictures
-  {out}/run/                                a run folder: metrics.json, checkpoints/, text/, vision.safetensors
+  {out}/run/retrieval/retrieval.html   the best and the worst searches, with pictures
+  {out}/run/                           a run folder: metrics.json, checkpoints/, text/, vision.safetensors
 
 Try
-  eyetune clip search "many hard exudates" --in {out}/run/retrieval/test/features.safetensors
+  eyetune clip search "many hard exudates" --in {out}/run/retrieval/features.safetensors
 Now with your own photographs and reports: a table with left and right image and text is enough.
   eyetune clip prepare reports.csv --out pairs
   eyetune clip train --data.folder pairs --out runs/clip

@@ -247,6 +247,7 @@ class _Job:
         """Train, then score `val` and `test` with the best epoch."""
         from typing import cast
 
+        from eyetune.clip.batches import fit_standard
         from eyetune.clip.run import model_card
         from eyetune.clip.task import ContrastTask
         from eyetune.train.loop import fit
@@ -260,6 +261,8 @@ class _Job:
         self.runtime.place(self.built.model)
         if config.seen_once:
             loaders = self.once(loaders)
+        if config.model.start is None and not (resumed and self.folder.has_checkpoint()):
+            fit_standard(self.built.model, loaders[0], self.runtime)
         fitted = fit(
             cast(Any, self.built.model),
             self.built.strategy,
