@@ -143,10 +143,11 @@ def stop_after(epochs: int) -> Callable[..., None]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"text__dropout": 0.2, "text__sample": 0.5, "augment": "medium", "train__micro_batch": 3},
-        {"adapt_image__kind": "frozen", "augment": None},
+        pytest.param(
+            {"text__dropout": 0.2, "text__sample": 0.5, "augment": "medium", "train__micro_batch": 3}, id="whole"
+        ),
+        pytest.param({"adapt_image__kind": "frozen", "augment": None}, id="frozen", marks=pytest.mark.slow),
     ],
-    ids=["whole", "frozen"],
 )
 def test_resumed_to_the_bit(
     pairs: Path, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -345,6 +346,7 @@ def test_an_encoder_that_is_not_whole(tmp_path: Path) -> None:
         load_encoder(folder)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_of_a_folder_is_found_again(pairs: Path, tmp_path: Path) -> None:
     folder = encoder_folder(tmp_path / "encoder")
     settings = {"text__encoder": str(folder), "text__length": 12, "adapt_text__kind": "lora", "train__epochs": 1}
