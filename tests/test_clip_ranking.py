@@ -127,6 +127,9 @@ def test_intervals_draw_patients_not_rows() -> None:
     perfect = measures(ranks.take(good), [str(i // 8) for i in np.flatnonzero(good)], resamples=300)
     assert perfect["recall_at_1"]["value"] == 1
     assert perfect["recall_at_1"]["ci"][0] < 0.95, "all of some fifteen patients is no proof of all"
+    few = measures(ranks.take(np.arange(40)), [str(i // 10) for i in range(40)], resamples=50)
+    assert few["mrr"]["ci"] == few["median_rank"]["ci"] == [None, None], "four patients are too few to resample"
+    assert few["recall_at_1"]["ci"][1] - few["recall_at_1"]["ci"][0] > 0.4
 
 
 def test_a_class_is_searched_for_in_the_whole_gallery() -> None:

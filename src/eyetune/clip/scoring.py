@@ -21,6 +21,9 @@ from eyetune.metrics.intervals import LEVEL, RESAMPLES, Clusters, interval_entry
 CUTOFFS = (1, 5, 10)
 """The k of recall at k: what people look through."""
 
+FEWEST = 5
+"""Patients below which resampling them says nothing about a mean or a median. (Wilson's interval says something.)"""
+
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
@@ -142,7 +145,8 @@ def measures(
         kinds: Q classes, the strata of the draws; None: one stratum.
         cutoffs, resamples, seed: as for :func:`retrieval`.
 
-    `median_rank` is the lower median of the expected ranks; its chance level is the median rank in random order.
+    Of fewer than five names only recall has an interval. `median_rank` is the lower median of the expected ranks; its
+    chance level is the median rank in random order.
     """
     if not len(ranks):
         return {}
@@ -170,7 +174,8 @@ def measures(
         if name.startswith("recall") and resamples:
             entry = share_entry(drawn[:, place], value, len(ranks), len(set(units)))
         else:
-            entry = interval_entry(drawn[:, place], value)
+            enough = len(set(units)) >= FEWEST
+            entry = interval_entry(drawn[:, place] if enough else drawn[:0, place], value)
         level = float(shares[name][1].mean()) if name in shares else _median_by_chance(ranks)
         found[name] = entry | {"chance": level}
     return found
