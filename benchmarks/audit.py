@@ -93,33 +93,38 @@ def share(part: int, whole: int) -> str:
 
 
 def growth(counts: list[int]) -> None:
-    """Processor time of the search among as many hashes as there could be images: drawn from the frequencies of eyes.
+    """Processor time of the search among as many hashes as there could be images, and which copies it finds there.
 
-    Normal with the mean and the covariance of drawn eyes, right and left ones mirrored.
+    The crowd is normal with the mean and the covariance of the hashes of drawn eyes, right and left ones mirrored. The
+    eyes themselves are in it, and an altered copy of each.
     """
     rng = np.random.default_rng(0)
     eyes = [sample(1, patient, "R", camera, 192).image for patient in range(150) for camera in CAMERAS]
-    known = np.stack([hashes.frequencies(view_of(eye, find_field(eye))) for eye in eyes]).reshape(len(eyes), -1)
+    changes = [*ALTERED, *list(REACH.values())[:4]]
+    copies = [np.ascontiguousarray(changes[at % len(changes)](eye)) for at, eye in enumerate(eyes)]
+    hashed = np.stack([hashes.frequencies(view_of(photo, find_field(photo))) for photo in [*eyes, *copies]])
+    known = hashed[: len(eyes)].reshape(len(eyes), -1)
     middle = known.mean(axis=0)
     _, sizes, ways = np.linalg.svd(known - middle, full_matrices=False)
+    ways = (ways * sizes[:, None] / np.sqrt(len(eyes))).astype(np.float32)
     rows: list[list[object]] = []
     before = 0.0
     for count in counts:
-        drawn = rng.normal(size=(count, len(sizes))).astype(np.float32) * (sizes / np.sqrt(len(eyes))).astype(
-            np.float32
-        )
-        values = (drawn @ ways.astype(np.float32) + middle).reshape(count, len(hashes.CROPS), hashes.BITS)
-        values[count // 2 :] *= hashes._SIGNS[1]
-        values /= np.linalg.norm(values, axis=2, keepdims=True)
+        drawn = rng.normal(size=(count - len(hashed), len(ways))).astype(np.float32) @ ways + middle
+        crowd = drawn.reshape(-1, len(hashes.CROPS), hashes.SIZE)
+        crowd[count // 2 :] *= hashes.SIGNS[1]
+        crowd /= np.linalg.norm(crowd, axis=2, keepdims=True)
         start = time.process_time()
-        found = hashes.candidates(values)
+        found = hashes.candidates(np.concatenate([hashed, crowd], dtype=np.float32))
         seconds = time.process_time() - start
-        rows.append(
-            [f"{count:,}", seconds, 1e3 * seconds / count, f"{len(found.first):,}", seconds / before if before else ""]
-        )
+        pairs = {frozenset(pair) for pair in zip(found.first.tolist(), found.second.tolist(), strict=True)}
+        met = sum({at, at + len(eyes)} in pairs for at in range(len(eyes)))
+        times = seconds / before if before else ""
+        rows.append([f"{count:,}", seconds, 1e3 * seconds / count, times, f"{len(pairs):,}", share(met, len(eyes))])
+        print(*rows[-1], flush=True)
         before = seconds
     print()
-    print(markdown(["hashes", "seconds", "ms a hash", "pairs to compare", "times the row above"], rows))
+    print(markdown(["hashes", "seconds", "ms a hash", "times the row above", "pairs to compare", "copies met"], rows))
 
 
 def evidence(folders: list[Path], eyes: int) -> None:

@@ -89,7 +89,7 @@ def find_copies(paths: Sequence[Path], looks: Mapping[int, Look], digests: Seque
     with ThreadPoolExecutor(max(1, threads)) as pool:
         found = pool.map(lambda index: frequencies(looks[index].view), chosen)
         values = np.stack(list(track(found, len(chosen), "Hashing images")))
-        pairs = candidates(values)
+        pairs = candidates(values, threads=max(1, threads))
         tell = functools.partial(examine, Views({at: looks[index].view for at, index in enumerate(chosen)}))
         order = np.lexsort((pairs.second, pairs.first))
         tried = pool.map(tell, *(column[order].tolist() for column in pairs[:4]))

@@ -1,22 +1,24 @@
-"""A perceptual hash that knows flips and cropped borders, and all near pairs among many of them.
+"""A perceptual hash that knows flips and cropped borders, and for every picture the nearest others among many.
 
-The hash is the signs of 126 low cosine frequencies of the view, after what is smooth (illumination, the dark rim) was
-subtracted: pHash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010) for a picture
-whose coarse structure all eyes share. Mirroring a picture changes the sign of every odd frequency along that axis, so
-the hash of a flipped copy is the same hash with a fixed mask; a cropped copy is met by hashing the whole picture once
-more without its borders.
+The hash is 126 low cosine frequencies of the view, after what is smooth (illumination, the dark rim) was subtracted:
+pHash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010) before its signs are taken,
+for a picture whose coarse structure all eyes share. Mirroring a picture changes the sign of every odd frequency along
+that axis, so the hash of a flipped copy is the same hash with known signs; a cropped copy is met by hashing the whole
+picture once more without its borders.
 
-Pairs are found by multi-index hashing (Norouzi, Punjani, Fleet, "Fast Exact Search in Hamming Space with Multi-Index
-Hashing", TPAMI 2014): 126 bits in 6 parts of 21. Two hashes that differ in at most 11 bits have a part in which they
-differ in at most one bit, so looking up each part, and each part with one bit changed, meets every such pair. The
-number of look-ups grows with the number of pictures; what each meets grows as well, for eyes resemble each other
-(docs/benchmarks.md has the measurement).
+Eyes resemble each other: a few patterns (where the disc lies, how the arcades run) make up most of every hash, so that
+strangers are as alike as copies. The hashes are therefore seen in the collection's own principal components, each
+divided by its size (whitening), and what is too weak to be told from noise is left out. There two eyes have next to
+nothing in common, and a copy still has. Components never mix frequencies that a flip treats differently, so that a flip
+stays a change of signs.
+
+Up to EXACT pictures are compared all with all. More are looked up in a graph of near neighbours (HNSW: Malkov and
+Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World graphs",
+TPAMI 2020; Spotify's voyager), in which a look-up takes about log n steps (docs/benchmarks.md has time and recall).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -25,46 +27,50 @@ import numpy.typing as npt
 
 from eyetune.data.audit.looks import SIDE, View
 
-Codes = npt.NDArray[np.uint64]
-"""uint64[N, 2]: 126 bits, part p of 21 bits in word p // 3."""
+Vectors = npt.NDArray[np.float32]
+"""float32[N, KEPT], of unit length: hashes in the collection's own components."""
 
-PARTS, PART_BITS = 6, 21
-BITS = PARTS * PART_BITS
-SURE = 2 * PARTS - 1
-"""Pairs that differ in at most this many bits are all found."""
+SIZE = 126
+"""Frequencies of a hash."""
 
-FAR = 36
-"""Pairs that differ in more bits are not passed on. Copies differ in up to 20, two eyes by 45 in the middle."""
-
-DOUBTFUL = 5
-"""Bits of a part, those of the weakest frequencies, that are also tried changed together: noise changes these."""
+KEPT = 64
+"""Components that are compared. Altered copies differ most in those that are weak."""
 
 FLIPS = ("", "left to right", "top to bottom", "both ways")
 CROPS = (0.0, 0.03, 0.06, 0.09)
 """Shares of the view taken off each border: the views of cropped copies lie between these."""
 
-LEAST, MOST = 0.8, 16
-"""Cosine of two pictures' frequencies from which they could be copies, and how many such pairs a picture may have."""
+LEAST, MOST = 0.6, 8
+"""Cosine from which two pictures could be copies, and how many such pairs a picture may have."""
+
+EXACT = 2000
+"""Pictures up to which all are compared with all."""
+
+_PRIOR, _FLOOR = 200, 0.05
+"""What is not known of the components: as if so many pictures more had been seen in which all are of one size, and how
+much of the mean size each has at least. Both keep a weak component from being blown up by noise."""
+
+_LINKS, _BUILT, _TRIED = 16, 100, 32
+"""The graph: neighbours that a picture is linked with, and how many are held in view when it is built and asked."""
 
 _FREQUENCIES = 16
 _SMALL = 64
 """Pixels of the views that are hashed."""
 
 _BLOCK = 2_000_000
-"""Pairs looked at at a time, which bounds memory."""
+"""Likenesses held at a time, which bounds memory."""
 
 
 def _chosen() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows and columns of the lowest 126 frequencies but the very lowest, dealt out to the parts in turn."""
+    """Rows and columns of the lowest 126 frequencies but the very lowest."""
     rows, columns = np.mgrid[:_FREQUENCIES, :_FREQUENCIES]
     order = np.lexsort((np.abs(rows - columns).ravel(), (rows + columns).ravel()))
-    order = order[(rows + columns).ravel()[order] >= 2][:BITS]
-    dealt = np.concatenate([order[part::PARTS] for part in range(PARTS)])
-    return rows.ravel()[dealt], columns.ravel()[dealt]
+    order = order[(rows + columns).ravel()[order] >= 2][:SIZE]
+    return rows.ravel()[order], columns.ravel()[order]
 
 
 _ROWS, _COLUMNS = _chosen()
-_SIGNS = np.stack([np.ones(BITS), (-1.0) ** _COLUMNS, (-1.0) ** _ROWS, (-1.0) ** (_ROWS + _COLUMNS)]).astype(np.float32)
+SIGNS = np.stack([np.ones(SIZE), (-1.0) ** _COLUMNS, (-1.0) ** _ROWS, (-1.0) ** (_ROWS + _COLUMNS)]).astype(np.float32)
 """float32[4, 126]: what a flip does to the frequencies."""
 
 
@@ -98,136 +104,89 @@ def cut(view: View, crop: float, side: int) -> View:
 
 def frequencies(view: View) -> npt.NDArray[np.float32]:
     """The low frequencies of a view and of the view without its borders, float32[len(CROPS), 126], of unit length."""
-    found = np.empty((len(CROPS), BITS), np.float32)
+    found = np.empty((len(CROPS), SIZE), np.float32)
     for index, crop in enumerate(CROPS):
         found[index] = cv2.dct(local_contrast(cut(view, crop, _SMALL), _SMALL / 8))[_ROWS, _COLUMNS]
     return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
 
 
-def pack(values: npt.NDArray[np.float32]) -> Codes:
-    """Signs as bits: float32[N, 126] -> uint64[N, 2]."""
-    bits = values > 0
-    codes = np.zeros((len(values), 2), np.uint64)
-    for bit in range(BITS):
-        part, place = divmod(bit, PART_BITS)
-        word, shift = divmod(part, PARTS // 2)
-        codes[:, word] |= bits[:, bit].astype(np.uint64) << np.uint64(shift * PART_BITS + place)
-    return codes
+class Components:
+    """What the hashes of a collection are seen in: its principal components, of one size and apart by parity.
 
-
-_MASKS = pack(-_SIGNS) & pack(np.ones((1, BITS), np.float32))
-"""uint64[4, 2]: the bits that a flip turns over."""
-
-
-def flipped(codes: Codes, flip: int) -> Codes:
-    """The hashes of the same pictures flipped; `flip` is an index into FLIPS."""
-    return codes ^ _MASKS[flip]
-
-
-def distance(one: Codes, other: Codes) -> npt.NDArray[np.int64]:
-    """In how many bits hashes differ, row by row, int64[N]."""
-    counted: npt.NDArray[np.int64] = _count_bits(one ^ other).sum(axis=1, dtype=np.int64)
-    return counted
-
-
-def _count_slowly(words: Codes) -> npt.NDArray[np.uint64]:
-    """The bits of each word by halves: for numpy before 2.0, which does not count bits itself."""
-    odd, pairs, fours = (np.uint64(mask) for mask in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F))
-    words = words - ((words >> np.uint64(1)) & odd)
-    words = (words & pairs) + ((words >> np.uint64(2)) & pairs)
-    words = (words + (words >> np.uint64(4))) & fours
-    counted: npt.NDArray[np.uint64] = (words * np.uint64(0x0101010101010101)) >> np.uint64(56)
-    return counted
-
-
-_count_bits = getattr(np, "bitwise_count", _count_slowly)
-
-
-class Index:
-    """Hashes to be looked up by parts.
+    Second moments, not variances: what all pictures share (a round field, a dark fovea) is a component as well, and
+    divided down with the others. A collection and its flipped copies have the same components.
 
     Args:
-        codes: uint64[N, 2].
+        whole: the hashes of all pictures, float32[N, 126].
+
+    Attributes:
+        basis: float32[126, KEPT].
+        signs: float32[len(FLIPS), KEPT]: what a flip does to the components.
     """
 
-    def __init__(self, codes: Codes) -> None:
-        self.codes = codes
-        self._starts, self._order = [], []
-        for part in range(PARTS):
-            keys = _keys(codes, part)
-            self._order.append(np.argsort(keys, kind="stable"))
-            counts = np.bincount(keys, minlength=2**PART_BITS)
-            self._starts.append(np.concatenate([[0], np.cumsum(counts)]))
+    def __init__(self, whole: npt.NDArray[np.float32]) -> None:
+        basis, sizes, signs = np.zeros((SIZE, SIZE)), np.empty(SIZE), np.empty((len(FLIPS), SIZE), np.float32)
+        start = 0
+        for parity in np.unique(SIGNS, axis=1).T:
+            alike = np.flatnonzero((parity == SIGNS.T).all(axis=1))
+            part = whole[:, alike].astype(np.float64)
+            here = slice(start, start := start + len(alike))
+            sizes[here], basis[alike, here] = np.linalg.eigh(part.T @ part / len(whole))
+            signs[:, here] = parity[:, None]
+        largest = np.argsort(-sizes, kind="stable")[:KEPT]
+        least = (_FLOOR + _PRIOR / len(whole)) * sizes.mean()
+        self.basis = (basis / np.sqrt(np.maximum(sizes, 0) + max(least, 1e-12)))[:, largest].astype(np.float32)
+        self.signs = signs[:, largest]
 
-    def near(
-        self, codes: Codes, doubtful: npt.NDArray[np.int64] | None = None, *, ordered: bool = False
-    ) -> Iterator[npt.NDArray[np.int64]]:
-        """Blocks of pairs (query, member) at most FAR bits apart; all that are at most SURE apart are among them.
-
-        A pair may come several times, once for every part that is nearly equal.
-
-        Args:
-            codes: the queries, uint64[M, 2].
-            doubtful: the bits of each part that are most easily the other way round, as keys of one bit,
-                int64[PARTS, D, M]: parts that differ in any of them meet, too.
-            ordered: only pairs with query < member, where both are the same hashes.
-
-        Yields:
-            int64[P, 2].
-        """
-        for part in range(PARTS):
-            keys = _keys(codes, part)
-            for looked_up in (*_changed(keys), *(_doubted(keys, doubtful[part]) if doubtful is not None else ())):
-                first = self._starts[part][looked_up]
-                counts = self._starts[part][looked_up + 1] - first
-                for block in _blocks(counts):
-                    query = np.repeat(block, counts[block])
-                    within = np.arange(len(query)) - np.repeat(np.cumsum(counts[block]) - counts[block], counts[block])
-                    member = self._order[part][first[query] + within]
-                    if ordered:
-                        query, member = query[query < member], member[query < member]
-                    close = distance(codes[query], self.codes[member]) <= FAR
-                    if close.any():
-                        yield np.stack([query[close], member[close]], axis=1)
+    def __call__(self, values: npt.NDArray[np.float32]) -> Vectors:
+        """Hashes as vectors whose product is their likeness: float32[N, 126] -> float32[N, KEPT]."""
+        seen = values @ self.basis
+        return np.asarray(seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-6), np.float32)
 
 
-def _keys(codes: Codes, part: int) -> npt.NDArray[np.int64]:
-    word, shift = divmod(part, PARTS // 2)
-    mask = np.uint64(2**PART_BITS - 1)
-    return ((codes[:, word] >> np.uint64(shift * PART_BITS)) & mask).astype(np.int64)
+Neighbours = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Of each query: positions of its nearest members, int64[N, most], and their likeness, float32[N, most]."""
 
 
-def _changed(keys: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """The keys, and the keys with each one bit changed."""
-    yield keys
-    for bit in range(PART_BITS):
-        yield keys ^ (1 << bit)
+def exactly(members: Vectors, queries: Vectors, most: int) -> Neighbours:
+    """The nearest members of each query, by comparing all with all."""
+    most = min(most, len(members))
+    found = np.empty((len(queries), most), np.int64), np.empty((len(queries), most), np.float32)
+    step = max(1, _BLOCK // len(members))
+    for start in range(0, len(queries), step):
+        here = slice(start, start + step)
+        like = queries[here] @ members.T
+        found[0][here] = np.argpartition(-like, most - 1, axis=1)[:, :most]
+        found[1][here] = np.take_along_axis(like, found[0][here], axis=1)
+    return found
 
 
-def _doubted(keys: npt.NDArray[np.int64], bits: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """The keys with two and more of the doubtful bits changed."""
-    for size in range(2, len(bits) + 1):
-        for chosen in itertools.combinations(bits, size):
-            yield keys ^ np.bitwise_or.reduce(chosen)
+class Graph:
+    """Vectors to be looked up in about log n steps each, nearly always as :func:`exactly` would.
 
+    Built by one thread, in an order drawn with a fixed seed (equal pictures that come one after the other would make
+    islands): one collection gives one graph, and one answer.
 
-def doubtful_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """The DOUBTFUL bits of each part whose frequencies are nearest to 0: float32[N, 126] -> int64[PARTS, D, N]."""
-    size = np.abs(values).reshape(len(values), PARTS, PART_BITS)
-    least = np.argpartition(size, DOUBTFUL, axis=2)[..., :DOUBTFUL]
-    return np.left_shift(1, least.transpose(1, 2, 0))
+    Args:
+        members: the vectors.
+        threads: look-ups at a time.
+    """
 
+    def __init__(self, members: Vectors, threads: int) -> None:
+        import voyager
 
-def _blocks(counts: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """Positions with a count above 0, in blocks whose counts add up to about _BLOCK at most."""
-    some = np.flatnonzero(counts)
-    total = np.cumsum(counts[some])
-    start = 0
-    while start < len(some):
-        reached = total[start - 1] if start else 0
-        end = max(start + 1, int(np.searchsorted(total, reached + _BLOCK, side="right")))
-        yield some[start:end]
-        start = end
+        order = np.random.default_rng(0).permutation(len(members))
+        self.threads = threads
+        self._index = voyager.Index(
+            voyager.Space.InnerProduct, members.shape[1], M=_LINKS, ef_construction=_BUILT, random_seed=0
+        )
+        self._index.add_items(members[order], order, num_threads=1)
+
+    def nearest(self, queries: Vectors, most: int) -> Neighbours:
+        """The nearest members of each query."""
+        most = min(most, len(self._index))
+        found, distance = self._index.query(queries, most, num_threads=self.threads, query_ef=max(_TRIED, most))
+        return found.astype(np.int64), np.asarray(1 - distance, np.float32)
 
 
 class Candidates(NamedTuple):
@@ -237,7 +196,7 @@ class Candidates(NamedTuple):
         first, second: int64[P], positions of the pictures.
         flip: int64[P], indexes into FLIPS.
         crop: int64[P], indexes into CROPS.
-        likeness: float32[P], cosine of their frequencies.
+        likeness: float32[P], cosine of their hashes in the components of the collection.
     """
 
     first: npt.NDArray[np.int64]
@@ -251,33 +210,35 @@ class Candidates(NamedTuple):
         return Candidates(*(column[which] for column in self))
 
 
-def candidates(values: npt.NDArray[np.float32], least: float = LEAST, most: int = MOST) -> Candidates:
+def candidates(
+    values: npt.NDArray[np.float32], least: float = LEAST, most: int = MOST, *, threads: int = 1, exact: int = EXACT
+) -> Candidates:
     """Pairs of pictures that could be copies, each once, as the flip and crop that fit best.
 
     Args:
         values: what :func:`frequencies` gives, float32[N, len(CROPS), 126].
-        least: cosine below which a pair is dropped.
+        least: likeness below which a pair is dropped.
         most: a pair stays when it is among so many best pairs of one of its pictures; so the number of pairs grows
             with the number of pictures, however many of them look alike.
+        threads: look-ups at a time; the answer does not depend on it.
+        exact: pictures up to which all are compared with all.
     """
-    whole = values[:, 0]
-    index = Index(pack(whole))
-    nothing = np.empty(0, np.int64)
-    fresh = [Candidates(nothing, nothing, nothing, nothing, np.empty(0, np.float32))]
-    waiting = 0
-    for number in range(len(CROPS)):
-        codes, doubtful = pack(values[:, number]), doubtful_bits(values[:, number])
+    count = len(values)
+    components = Components(values[:, 0])
+    whole = components(values[:, 0])
+    graph = None if count <= exact else Graph(whole, threads)
+    found = []
+    for crop in range(len(CROPS)):
+        cropped = components(values[:, crop])
         for flip in range(len(FLIPS)):
-            for pairs in index.near(flipped(codes, flip), doubtful, ordered=number == 0):
-                first, second = pairs[pairs[:, 0] != pairs[:, 1]].T
-                like = np.einsum("nd,nd->n", values[first, number] * _SIGNS[flip], whole[second])
-                good = like >= least
-                ways = np.full(int(good.sum()), flip), np.full(int(good.sum()), number)
-                fresh.append(Candidates(first[good], second[good], *ways, like[good]))
-                waiting += len(ways[0])
-                if waiting > _BLOCK:
-                    fresh, waiting = [_best(fresh, len(values), most)], 0
-    return _best(fresh, len(values), most)
+            queries = cropped * components.signs[flip]
+            # One more than is wanted: a picture may meet itself.
+            second, like = graph.nearest(queries, most + 1) if graph else exactly(whole, queries, most + 1)
+            first = np.repeat(np.arange(count), second.shape[1])
+            good = (like.ravel() >= least) & (first != second.ravel())
+            ways = np.full(int(good.sum()), flip), np.full(int(good.sum()), crop)
+            found.append(Candidates(first[good], second.ravel()[good], *ways, like.ravel()[good]))
+    return _best(found, count, most)
 
 
 def _best(parts: list[Candidates], count: int, most: int) -> Candidates:
