@@ -253,6 +253,13 @@ def test_zeroshot_writes_what_evaluate_writes(
     seen = opened.model.seen
     assert main([*words, "--shots", "1", "--draws", "1"]) == 0
     assert opened.model.seen == seen, "features are kept"
+    old = json.loads((place / "metrics.json").read_text())
+    old["datasets"]["stale"] = old["datasets"]["eyes"] | {"model": "before it was trained further"}
+    (place / "metrics.json").write_text(json.dumps(old))
+    assert main(words) == 0
+    content = json.loads((place / "metrics.json").read_text())["datasets"]
+    assert list(content) == ["eyes"]
+    assert content["eyes"]["n"] == 16
 
 
 def test_zeroshot_bad_input_is_one_message(

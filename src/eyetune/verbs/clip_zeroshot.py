@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from eyetune.clip.zeroshot import Per, Subject
     from eyetune.data.records import Manifest
     from eyetune.metrics.predictions import Predictions
+    from eyetune.train.rundir import RunDir
 
 TEST = 0.5
 """Share of the patients that few-shot probes are tested on where the table has no split."""
@@ -141,9 +142,10 @@ def command(
         whole = _table(seen, asked, vectors, scale)
         test = [row.split == "test" for row in seen.rows] if shots else None
         tables[name] = whole if test is None else whole.take(_rows(test))
-        notes[name] = seen.about | {"prompts": asked.name, "warnings": []}
+        notes[name] = seen.about | {"prompts": asked.name, "model": opened.fingerprint, "warnings": []}
         if shots and main:
             notes[name]["few_shot"] = _few_shot(seen, whole, vectors, scale=scale, few=few)
+    _drop_others(folder, opened.fingerprint)
     content = add_scores(folder, tables, about=notes)
     if not main:
         return
@@ -178,6 +180,15 @@ def _manifest(
             raise ConfigError(f"--map {name}: it joins classes; write prompts of the joined classes instead.")
         return found.apply(manifest)
     return unstated(manifest, classes, name=name).apply(manifest)
+
+
+def _drop_others(folder: RunDir, model: str) -> None:
+    """Forget datasets that another model, or this one before it was trained further, was scored on."""
+    if folder.main and folder.metrics_file.is_file():
+        content = folder.read_metrics()
+        kept = {name: one for name, one in content["datasets"].items() if one.get("model") == model}
+        if len(kept) < len(content["datasets"]):
+            folder.write_metrics({"datasets": kept})
 
 
 def _of_split(manifest: Manifest, split: str | None, shots: Sequence[int], seed: int) -> Manifest:
