@@ -230,6 +230,7 @@ def coloured(folder: Path, splits: bool = False) -> Path:
     return colour_table(folder, rows)
 
 
+@pytest.mark.slow
 def test_zeroshot_writes_what_evaluate_writes(
     opened: Any, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
