@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from train_kit import photographs
 
 from eyetune import processes
+from eyetune.cli import main
 from eyetune.config import Config
 from eyetune.errors import ConfigError, RunError
 from eyetune.runtime import ANSWER_WITHIN, Runtime
@@ -28,8 +31,15 @@ TABLE = "t.csv"
 
 
 def eyetune(folder: Path, *words: str, count: int = 1, script: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`eyetune WORDS` in `folder`, by `count` processes; `script` calls the command line in its own way."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
+    """`eyetune WORDS` in `folder`, by `count` processes (one: this one); `script` calls the command line in its own
+    way."""
+    if count == 1:
+        said, warned = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        with contextlib.chdir(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(warned):
+            code = main(words)
+        texts = [stream.buffer.getvalue().decode() for stream in (said, warned)]
+        return subprocess.CompletedProcess(words, code, *texts)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     target = ["-m", "eyetune"] if script is None else [str(script)]
     return subprocess.run(
         [sys.executable, *launcher, *target, *words],
@@ -110,7 +120,7 @@ def test_two_processes_are_one_run(eyes: Path, kind: str) -> None:
 @pytest.mark.slow
 def test_evaluating_and_predicting_by_two(eyes: Path) -> None:
     """Nineteen images by two: everyone once, in the table's order; an unreadable one is a row, not a gap."""
-    made = eyetune(eyes, *options("run", **{"train.epochs": 1, "train.batch_size": 4, "adapt.kind": "linear"}), count=2)
+    made = eyetune(eyes, *options("run", **{"train.epochs": 1, "train.batch_size": 4, "adapt.kind": "linear"}))
     assert made.returncode == 0, made.stderr
     found = []
     for count in (1, 2):
@@ -221,28 +231,6 @@ def test_a_mistake_is_said_once_and_all_leave_with_two(eyes: Path, tmp_path: Pat
         assert set(codes) <= {"2", "-15"}, done.stderr
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(
-    eyes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed in its second epoch, begun by two and finished by one: the weights are those of a run that was not."""
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    chosen = {"train.batch_size": 2, "adapt.kind": "full"}
-    whole = eyetune(eyes, *options("whole", **chosen), count=2)
-    assert whole.returncode == 0, whole.stderr
-    for name, value in {"FAULT": "killed", "CALL": "5"}.items():
-        monkeypatch.setitem(ENVIRONMENT, name, value)
-    assert eyetune(eyes, *options("begun", **chosen), count=2, script=script).returncode != 0
-    assert len(rows(eyes / "begun" / "history.csv")) == 1
-    resumed = eyetune(eyes, "finetune", "--resume", "begun")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "begun by 2 processes, goes on with 1: train.batch_size 2, train.accumulate 2" in resumed.stdout
-    for first, second in zip(*(rows(eyes / name / "history.csv") for name in ("whole", "begun")), strict=True):
-        for column in ("train_loss", "val_loss"):
-            assert float(second[column]) == pytest.approx(float(first[column]), abs=2e-5)
-
-
 @pytest.fixture(scope="module")
 def whole(eyes: Path) -> Path:
     """Two processes that nobody stops."""
@@ -252,6 +240,25 @@ def whole(eyes: Path) -> Path:
 
 
 FULL = {"train.batch_size": 2, "adapt.kind": "full"}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(
+    eyes: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in its second epoch, begun by two and finished by one: the weights are those of a run that was not."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    for name, value in {"FAULT": "killed", "CALL": "5"}.items():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    assert eyetune(eyes, *options("begun", **FULL), count=2, script=script).returncode != 0
+    assert len(rows(eyes / "begun" / "history.csv")) == 1
+    resumed = eyetune(eyes, "finetune", "--resume", "begun")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "begun by 2 processes, goes on with 1: train.batch_size 2, train.accumulate 2" in resumed.stdout
+    for first, second in zip(*(rows(run / "history.csv") for run in (whole, eyes / "begun")), strict=True):
+        for column in ("train_loss", "val_loss"):
+            assert float(second[column]) == pytest.approx(float(first[column]), abs=2e-5)
 
 
 @pytest.mark.slow
