@@ -121,8 +121,8 @@ def _cut(pool: Manifest, shares: Mapping[str, float], seed: int, together: Seque
     what = "patients" if any(kind == "patient" for kind, _ in groups) else "images"
     if len(groups) < len(names):
         raise DataError(
-            f"{source}: {len(groups)} {what} cannot be cut into {', '.join(names)}; give more, or set data.val or "
-            "data.test to 0."
+            f"{source}: {len(groups)} {what} cannot be cut into {', '.join(names)}; give more, or ask for no "
+            "share of val or test (data.val or data.test 0, in data split --val or --test 0)."
         )
     order = sorted(groups, key=lambda key: (-len(groups[key]), _shuffle(seed, key)))
     # A column a class, one for records without a label, and one for the total, which settles what rounding leaves open.
