@@ -71,6 +71,7 @@ def test_runs_with_and_without_the_cache_are_the_same(tmp_path: Path, eyes: Path
     assert made[0] == made[1] == made[2]
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_no_feature(tmp_path: Path, eyes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = str(write_config(tmp_path, eyes))
     assert main(["finetune", config, "--out", str(tmp_path / "first")]) == 0

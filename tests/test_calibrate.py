@@ -238,6 +238,7 @@ def site(home: tuple[et.Run, Path]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_site_is_calibrated_and_the_run_left_as_it_was(
     home: tuple[et.Run, Path], site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

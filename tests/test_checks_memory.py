@@ -101,6 +101,7 @@ def test_loading_counts_and_is_no_part_of_the_slope() -> None:
     assert [scale.peak(batch) for batch in (1, 4, 20, 40)] == [300, 300, 300, 500]
 
 
+@pytest.mark.slow
 def test_growth_is_looked_for_in_as_many_steps_as_there_is_patience_for(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

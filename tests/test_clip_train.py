@@ -197,6 +197,7 @@ def test_other_pairs_are_not_gone_on_with(finished: ClipRun, tmp_path: Path, mon
 # -- frozen ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_features_computed_once_train_as_photographs_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: ClipRun
 ) -> None:

@@ -22,7 +22,7 @@ STRATEGIES = (
     "linear",
     pytest.param("gradual", marks=pytest.mark.slow),
     pytest.param("full", marks=pytest.mark.slow),
-    "lora",
+    pytest.param("lora", marks=pytest.mark.slow),
 )
 
 
@@ -161,6 +161,7 @@ def test_predict_gives_a_row_for_every_file(
     assert "1 refused" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_a_yaml_with_flags(cohort: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config(cohort, tmp_path / "run", "lora")))
@@ -180,6 +181,7 @@ def test_a_finished_run_is_only_scored_again(run: et.Run, capsys: pytest.Capture
     assert (run.folder.best / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_stopped_before_training_the_data_is_described_all_the_same(
     cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +195,7 @@ def test_stopped_before_training_the_data_is_described_all_the_same(
     assert et.load_run(tmp_path / "run").folder.read_data()["rows"] == 48
 
 
+@pytest.mark.slow
 def test_linear_features_are_computed_once(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from eyetune.backbones import Backbone
 

@@ -315,6 +315,7 @@ def test_options_that_do_not_fit(base: nn.Module, tmp_path: Path) -> None:
             adopt(file, tmp_path / "run", device="cpu", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_folder_is_made_once(base: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --out after the file; the same file read the same way is taken again, anything else refused."""
     monkeypatch.chdir(tmp_path)
@@ -334,6 +335,7 @@ def test_the_folder_is_made_once(base: nn.Module, tmp_path: Path, monkeypatch: p
 # --- the verb -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluate_takes_a_checkpoint_file(base: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = trained(base, outputs=2)
     file = save(tmp_path / "old.pth", model.state_dict())

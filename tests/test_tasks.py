@@ -32,10 +32,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "number": {"label_column": "vcdr", "val": 0.45, "task": {"kind": "regression"}},
 }
 EVERY = (
-    "regression",
     "labels",
     "number",
-    *(pytest.param(one, marks=pytest.mark.slow) for one in ("corn", "coral", "words")),
+    *(pytest.param(one, marks=pytest.mark.slow) for one in ("regression", "corn", "coral", "words")),
 )
 TABLES = {"labels": LabelPredictions, "number": ValuePredictions}
 
@@ -209,7 +208,10 @@ def test_predict_and_embed_know_the_task(trained: tuple[str, et.Run], cohort: Pa
     assert header == ["image", *truth, "patient", "eye", "split"]
 
 
-@pytest.mark.parametrize("name", ["regression", "labels", pytest.param("number", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("regression", marks=pytest.mark.slow), "labels", pytest.param("number", marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_ends_as_the_whole_one(name: str, cohort: Path, tmp_path: Path) -> None:
     whole = et.finetune(config(cohort, tmp_path / "whole", name))
     asked = config(cohort, tmp_path / "parts", name)
@@ -291,6 +293,7 @@ def test_regression_heads_need_validation(cohort: Path, tmp_path: Path, capsys: 
         et.finetune(asked.model_copy(update={"data": data}))
 
 
+@pytest.mark.slow
 def test_verbs_that_cannot_say_so(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(et.finetune(config(cohort, tmp_path / "run", "number")).folder.path)
     table = f"again={cohort / 'more.csv'}:{cohort / 'images'}"
@@ -305,6 +308,7 @@ def test_verbs_that_cannot_say_so(cohort: Path, tmp_path: Path, capsys: pytest.C
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_labels_of_another_table_may_be_fewer(cohort: Path, tmp_path: Path) -> None:
     run = et.finetune(config(cohort, tmp_path / "run", "labels"))
     table = f"again={cohort / 'labels.csv'}:{cohort / 'images'}"

@@ -65,7 +65,7 @@ class Interrupt:
         monkeypatch.setattr(SupervisedTask, "loss", loss)
 
 
-@pytest.mark.parametrize("interrupted_in", [1, 2])
+@pytest.mark.parametrize("interrupted_in", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("adapt", "options"),
     [
