@@ -139,6 +139,7 @@ def run(eyes: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> 
     return main(["check", "loader", *words, "--workers", "0", "--out", str(out), *flags])
 
 
+@pytest.mark.slow
 def test_the_whole_check(
     eyes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,7 @@ def test_on_a_gpu_the_largest_is_found_by_trying(manifest: Manifest, monkeypatch
     assert memory._by_trying(subject(manifest), Runtime("cpu", "fp32"), 20, False).largest == 0
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_is_an_answer(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = memory.Trial(subject(manifest), Runtime("cpu", "fp32"), False)
 

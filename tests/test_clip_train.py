@@ -140,14 +140,14 @@ def stop_after(epochs: int) -> Callable[..., None]:
     return epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param(
-            {"text__dropout": 0.2, "text__sample": 0.5, "augment": "medium", "train__micro_batch": 3}, id="whole"
-        ),
-        pytest.param({"adapt_image__kind": "frozen", "augment": None}, id="frozen", marks=pytest.mark.slow),
+        {"text__dropout": 0.2, "text__sample": 0.5, "augment": "medium", "train__micro_batch": 3},
+        {"adapt_image__kind": "frozen", "augment": None},
     ],
+    ids=["whole", "frozen"],
 )
 def test_resumed_to_the_bit(
     pairs: Path, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch

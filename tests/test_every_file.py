@@ -142,6 +142,7 @@ def predicted(run: Path, *words: str) -> tuple[int, list[dict[str, str]]]:
         return code, list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [4096, 5])
 @pytest.mark.parametrize("cache", [(), ("--no-cache",)], ids=["cache", "no cache"])
 def test_as_many_rows_come_out_as_files_go_in(

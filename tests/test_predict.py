@@ -82,6 +82,7 @@ def predict(home: Path, out: Path | None, *words: object) -> tuple[int, list[dic
         return code, list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_probabilities_are_the_calibrated_ones_and_the_call_is_the_stored_threshold(
     home: Path, eyes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,8 +33,7 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 EVERY = (
     "labels",
-    "number",
-    *(pytest.param(one, marks=pytest.mark.slow) for one in ("regression", "corn", "coral", "words")),
+    *(pytest.param(one, marks=pytest.mark.slow) for one in ("number", "regression", "corn", "coral", "words")),
 )
 TABLES = {"labels": LabelPredictions, "number": ValuePredictions}
 
@@ -208,10 +207,8 @@ def test_predict_and_embed_know_the_task(trained: tuple[str, et.Run], cohort: Pa
     assert header == ["image", *truth, "patient", "eye", "split"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param("regression", marks=pytest.mark.slow), "labels", pytest.param("number", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["regression", "labels", "number"])
 def test_a_resumed_run_ends_as_the_whole_one(name: str, cohort: Path, tmp_path: Path) -> None:
     whole = et.finetune(config(cohort, tmp_path / "whole", name))
     asked = config(cohort, tmp_path / "parts", name)
