@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -400,6 +401,22 @@ def test_no_two_processes_ever_hold_a_run(tmp_path: Path) -> None:
             os._exit(code)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+
+
+def test_a_disk_that_takes_no_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = RunDir.create(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.ftruncate", full)
+        with (
+            pytest.raises(UserError, match=re.escape(f"cannot write {run.path / LOCK}: the disk is full")),
+            run.in_use(),
+        ):
+            pass
+    with run.in_use():  # nobody holds it
+        pass
 
 
 def test_a_process_that_does_not_write_needs_no_lock(tmp_path: Path) -> None:

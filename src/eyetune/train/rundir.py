@@ -825,8 +825,12 @@ def _lock(path: Path) -> int | None:
         with contextlib.suppress(FileNotFoundError):
             mine = os.fstat(handle).st_ino == path.stat().st_ino
         if mine:
-            os.ftruncate(handle, 0)
-            os.write(handle, f"{os.getpid()}\n".encode())
+            try:
+                os.ftruncate(handle, 0)
+                os.write(handle, f"{os.getpid()}\n".encode())
+            except OSError as error:
+                os.close(handle)
+                raise writing_failed(path, error) from error
             return handle
         os.close(handle)
 
