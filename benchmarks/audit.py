@@ -9,6 +9,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -92,11 +93,11 @@ def share(part: int, whole: int) -> str:
     return f"{part / whole:.4f}" if whole else "–"
 
 
-def growth(counts: list[int]) -> None:
-    """Processor time of the search among as many hashes as there could be images, and which copies it finds there.
+def crowds(counts: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """How many eyes, and as many hashes as there could be images, float32[N, CROPS, 126].
 
     The crowd is normal with the mean and the covariance of the hashes of drawn eyes, right and left ones mirrored. The
-    eyes themselves are in it, and an altered copy of each.
+    eyes themselves come first, then an altered copy of each.
     """
     rng = np.random.default_rng(0)
     eyes = [sample(1, patient, "R", camera, 192).image for patient in range(150) for camera in CAMERAS]
@@ -107,24 +108,55 @@ def growth(counts: list[int]) -> None:
     middle = known.mean(axis=0)
     _, sizes, ways = np.linalg.svd(known - middle, full_matrices=False)
     ways = (ways * sizes[:, None] / np.sqrt(len(eyes))).astype(np.float32)
-    rows: list[list[object]] = []
-    before = 0.0
     for count in counts:
         drawn = rng.normal(size=(count - len(hashed), len(ways))).astype(np.float32) @ ways + middle
         crowd = drawn.reshape(-1, len(hashes.CROPS), hashes.SIZE)
         crowd[count // 2 :] *= hashes.SIGNS[1]
         crowd /= np.linalg.norm(crowd, axis=2, keepdims=True)
+        yield len(eyes), np.concatenate([hashed, crowd], dtype=np.float32)
+
+
+def growth(counts: list[int]) -> None:
+    """Processor time of the search, and which copies it finds in the crowd."""
+    rows: list[list[object]] = []
+    before = 0.0
+    for eyes, values in crowds(counts):
         start = time.process_time()
-        found = hashes.candidates(np.concatenate([hashed, crowd], dtype=np.float32))
+        found = hashes.candidates(values)
         seconds = time.process_time() - start
         pairs = {frozenset(pair) for pair in zip(found.first.tolist(), found.second.tolist(), strict=True)}
-        met = sum({at, at + len(eyes)} in pairs for at in range(len(eyes)))
+        met = sum({at, at + eyes} in pairs for at in range(eyes))
         times = seconds / before if before else ""
-        rows.append([f"{count:,}", seconds, 1e3 * seconds / count, times, f"{len(pairs):,}", share(met, len(eyes))])
+        count = len(values)
+        rows.append([f"{count:,}", seconds, 1e3 * seconds / count, times, f"{len(pairs):,}", share(met, eyes)])
         print(*rows[-1], flush=True)
         before = seconds
     print()
     print(markdown(["hashes", "seconds", "ms a hash", "times the row above", "pairs to compare", "copies met"], rows))
+
+
+def steps(counts: list[int]) -> None:
+    """What a look-up has to look at: distances, counted by faiss in a graph of the same links and widths as ours.
+
+    (voyager does not count them. faiss-cpu is no dependency: install it for this.)
+    """
+    import faiss
+
+    rows: list[list[object]] = []
+    counted = faiss.cvar.hnsw_stats
+    for _, values in crowds(counts):
+        components = hashes.Components(values[:, 0])
+        members = components(values[:, 0])[np.random.default_rng(0).permutation(len(values))]
+        graph = faiss.IndexHNSWFlat(hashes.KEPT, hashes._LINKS, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction, graph.hnsw.efSearch = hashes._BUILT, hashes._TRIED
+        graph.add(members)
+        queries = components(values[:2000].reshape(-1, hashes.SIZE))
+        counted.reset()
+        graph.search(queries, hashes.MOST + 1)
+        each = counted.ndis / len(queries)
+        rows.append([f"{len(values):,}", round(each), each / np.log2(len(values))])
+    print()
+    print(markdown(["hashes", "distances a look-up", "divided by log2 of the hashes"], rows))
 
 
 def evidence(folders: list[Path], eyes: int) -> None:
@@ -256,6 +288,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=512)
     parser.add_argument("--cohort", type=Path, help="a cohort that was drawn before, in place of a new one")
     parser.add_argument("--hashes", default="12500,25000,50000,100000")
+    parser.add_argument("--steps", action="store_true", help="count the distances of look-ups (needs faiss-cpu)")
     parser.add_argument("--eyes", type=int, default=150, help="photographs of each kind for the evidence")
     parser.add_argument("--photos", type=Path, nargs="*", default=[], help="folders of real photographs")
     given = parser.parse_args()
@@ -264,7 +297,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             accuracy(given.cohort or cohort(Path(folder) / "eyes", given.images, given.pixels))
     if given.hashes:
-        growth([int(word) for word in given.hashes.split(",")])
+        (steps if given.steps else growth)([int(word) for word in given.hashes.split(",")])
     if given.eyes:
         evidence(given.photos, given.eyes)
     if given.eyes and given.photos:
