@@ -260,14 +260,14 @@ def _parse_jsonl(path: Path, text: str) -> tuple[list[str], list[Row]]:
         if not isinstance(content, dict):
             raise DataError(f"{path} line {number} is not a JSON object ({{…}}).")
         row = {str(key): _as_text(value) for key, value in content.items()}
-        if any("\0" in text or not _is_unicode(text) for pair in row.items() for text in pair):
+        if any("\0" in text or not is_unicode(text) for pair in row.items() for text in pair):
             raise DataError(f"{path} line {number} holds a character that no text has (\\u0000, or half a pair).")
         names.update(dict.fromkeys(row))
         rows.append((row, f"{path.name} line {number}"))
     return list(names), [({name: row.get(name, "") for name in names}, where) for row, where in rows]
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether a text can be written; JSON may escape the halves of a surrogate pair alone."""
     try:
         text.encode()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from eyetune.data.pairs.layout import IMAGES_KEY, SAMPLES_KEY
 from eyetune.data.pairs.sample import InTable, Problems
+from eyetune.data.tables import is_unicode
 from eyetune.errors import DataError
 from eyetune.files import atomic
 
@@ -185,21 +186,12 @@ def _text(content: Any, path: Path, number: int) -> Text:
         text_id = int(text_id)
     if not isinstance(text_id, int) or isinstance(text_id, bool) or not -(2**63) <= text_id < 2**63:
         raise DataError(f"{where}: text_id must be a whole number.")
-    if not isinstance(text, str) or not _is_unicode(text):
+    if not isinstance(text, str) or not is_unicode(text):
         raise DataError(f"{where}: text must be a string.")
     if not isinstance(patients, list) or any(isinstance(p, bool) or not isinstance(p, (str, int)) for p in patients):
         raise DataError(f"{where}: image_ids must be a list of patients.")
     label = content.get("label")
     return Text(text_id, text, tuple(map(str, patients)), None if label is None else str(label), where)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be written; JSON may escape the halves of a surrogate pair alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, str]]:
