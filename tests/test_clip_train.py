@@ -393,6 +393,7 @@ def test_settings_that_cannot_be(
 ) -> None:
     with pytest.raises(error, match=message):
         train(clip_config(pairs, tmp_path / "run", **settings))
+    assert not list(tmp_path.rglob("*.yaml")), "the mended command wants this folder"
 
 
 def test_runs_of_another_kind(finished: ClipRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,6 +147,24 @@ def parse(words: Sequence[str], config: type[RunConfig] = Config) -> Words:
     return Words(positional, overrides)
 
 
+def to_resume(given: Words) -> tuple[str, bool] | None:
+    """The run folder behind `--resume`, and whether `--from previous` stood there too; None without `--resume`.
+
+    Raises ConfigError when something else was said as well.
+    """
+    if "resume" not in given.overrides:
+        return None
+    overrides = dict(given.overrides)
+    folder, start = overrides.pop("resume"), overrides.pop("from", "last")
+    if not isinstance(folder, str) or given.positional or overrides:
+        raise ConfigError(
+            "--resume RUN takes a run folder, and at most --from previous: the run has its own configuration."
+        )
+    if start not in ("last", "previous"):
+        raise ConfigError(f"--from {start}: a run goes on from its last checkpoint, or from the previous one.")
+    return folder, start == "previous"
+
+
 def help_text(config: type[RunConfig] = Config, width: int = 76) -> str:
     """How configuration and flags go together, then every field as a flag: its type, default and meaning."""
     lines = [

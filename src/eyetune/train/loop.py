@@ -124,6 +124,19 @@ def fit(
             raise Interrupted(text, getattr(interrupt, "signum", signal.SIGINT)) from None
 
 
+def check_validation(task: Task, train: LoopConfig, there: bool) -> None:
+    """Raise ConfigError when there is no validation split, and schedule or task cannot do without."""
+    if there:
+        return
+    if train.schedule == "plateau":
+        raise ConfigError(
+            "train.schedule: plateau lowers the learning rate when the validation score stalls, and there is no "
+            "validation split. Use cosine or constant, or keep some images for validation (data.val)."
+        )
+    if task.needs_validation:
+        raise ConfigError(f"{task.needs_validation}, and there are none. Keep some images for validation (data.val).")
+
+
 class _Trainer:
     """The parts of one run, and its story: prepare, then epoch after epoch."""
 
@@ -168,15 +181,7 @@ class _Trainer:
 
     def prepare(self, train_loader: Loader, val_loader: Loader | None, *, resume: bool, features_once: bool) -> None:
         """Model on the device, resumed where asked; optimizer, schedule, and the loaders the epochs run over."""
-        if self.train.schedule == "plateau" and val_loader is None:
-            raise ConfigError(
-                "train.schedule: plateau lowers the learning rate when the validation score stalls, and there is no "
-                "validation split. Use cosine or constant, or keep some images for validation (data.val)."
-            )
-        if self.task.needs_validation and val_loader is None:
-            raise ConfigError(
-                f"{self.task.needs_validation}, and there are none. Keep some images for validation (data.val)."
-            )
+        check_validation(self.task, self.train, val_loader is not None)
         last = self.run.load_last() if resume else None
         self.runtime.place(self.model, move=not self.train.fsdp)
         if self.train.grad_checkpointing:

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from eyetune.clip.config import CLIP, ClipConfig
 from eyetune.errors import ConfigError, RunError
-from eyetune.flags import help_text, parse
+from eyetune.flags import help_text, parse, to_resume
 from eyetune.interrupt import Interrupted
 from eyetune.terminal import show
 
@@ -38,16 +38,9 @@ app = App(
 def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> None:
     """Train an image-text model on prepared pairs, choose the best epoch, score the test split, write a run folder."""
     given = parse(words, ClipConfig)
-    if "resume" in given.overrides:
-        overrides = dict(given.overrides)
-        folder, start = overrides.pop("resume"), overrides.pop("from", "last")
-        if not isinstance(folder, str) or given.positional or overrides:
-            raise ConfigError(
-                "--resume RUN takes a run folder, and at most --from previous: the run has its own configuration."
-            )
-        if start not in ("last", "previous"):
-            raise ConfigError(f"--from {start}: a run goes on from its last checkpoint, or from the previous one.")
-        resume(folder, previous=start == "previous")
+    if (again := to_resume(given)) is not None:
+        folder, previous = again
+        resume(folder, previous=previous)
     elif given.positional or given.overrides:
         train(ClipConfig.from_yaml(given.positional, given.overrides))
     else:
@@ -75,8 +68,9 @@ def train(config: ClipConfig) -> ClipRun:
     with folder.in_use():
         with Cost(folder, runtime) as cost:
             job = _Job(config, splits, built, folder, runtime, Cache.of(config.data), cost)
+            loaders = job.loaders()
             job.describe()
-            run = job.train(resumed=False)
+            run = job.train(loaders, resumed=False)
         job.farewell()
         return run
 
@@ -116,9 +110,10 @@ def resume(path: str | Path, *, previous: bool = False) -> ClipRun:
         built = build_model(config, splits)
         with Cost(folder, runtime) as cost:
             job = _Job(config, splits, built, folder, runtime, Cache.of(config.data), cost)
+            loaders = job.loaders()
             if not begun:
                 job.describe()
-            run = job.train(resumed=True)
+            run = job.train(loaders, resumed=True)
         job.farewell()
         return run
 
@@ -243,7 +238,13 @@ class _Job:
             found.append("val is the test split: the best epoch was chosen on it, and its scores are too good")
         return found
 
-    def train(self, *, resumed: bool) -> ClipRun:
+    def loaders(self) -> list[Any]:
+        """Of training and validation (None without). Before anything is written: what cannot be trained leaves the
+        folder free."""
+        train = self.loader(self.dataset("train", training=True), training=True)
+        return [train, self.loader(self.dataset("val"), training=False) if "val" in self.splits else None]
+
+    def train(self, loaders: list[Any], *, resumed: bool) -> ClipRun:
         """Train, then score `val` and `test` with the best epoch."""
         from typing import cast
 
@@ -253,9 +254,7 @@ class _Job:
         from eyetune.train.loop import fit
 
         config, val = self.config, self.splits.get("val")
-        dataset = self.dataset("train", training=True)
-        loaders: list[Any] = [self.loader(dataset, training=True)]
-        loaders.append(self.loader(self.dataset("val"), training=False) if val is not None else None)
+        names = loaders[0].dataset.names
         self.cost.training_begins()
         card = model_card(config, self.built)
         self.runtime.place(self.built.model)
@@ -266,7 +265,7 @@ class _Job:
         fitted = fit(
             cast(Any, self.built.model),
             self.built.strategy,
-            ContrastTask(config.train, val, dataset.names),
+            ContrastTask(config.train, val, names),
             loaders[0],
             loaders[1],
             run=self.folder,

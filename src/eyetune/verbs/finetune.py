@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import App, Parameter
 
 from eyetune.config import Config
 from eyetune.errors import ConfigError, RunError
-from eyetune.flags import help_text, parse
+from eyetune.flags import help_text, parse, to_resume
 from eyetune.interrupt import Interrupted
 from eyetune.terminal import show
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from eyetune.train.loop import FitResult
     from eyetune.train.run import Run
     from eyetune.train.rundir import ModelCard, RunDir
+    from eyetune.train.task import SupervisedTask
 
 app = App(
     name="finetune",
@@ -40,16 +41,9 @@ app = App(
 def command(*words: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> None:
     """Train, choose the best epoch on validation, score the test split, and write a run folder."""
     given = parse(words)
-    if "resume" in given.overrides:
-        overrides = dict(given.overrides)
-        folder, start = overrides.pop("resume"), overrides.pop("from", "last")
-        if not isinstance(folder, str) or given.positional or overrides:
-            raise ConfigError(
-                "--resume RUN takes a run folder, and at most --from previous: the run has its own configuration."
-            )
-        if start not in ("last", "previous"):
-            raise ConfigError(f"--from {start}: a run goes on from its last checkpoint, or from the previous one.")
-        resume(folder, previous=start == "previous")
+    if (again := to_resume(given)) is not None:
+        folder, previous = again
+        resume(folder, previous=previous)
     elif given.positional or given.overrides:
         finetune(Config.from_yaml(given.positional, given.overrides))
     else:
@@ -78,8 +72,9 @@ def finetune(config: Config) -> Run:
     with folder.in_use():
         with Cost(folder, runtime) as cost:
             job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
+            lesson = job.lesson()
             job.describe()
-            run = job.train(resumed=False)
+            run = job.train(lesson, resumed=False)
         job.report()
         return run
 
@@ -115,9 +110,10 @@ def resume(path: str | Path, *, previous: bool = False) -> Run:
         model, strategy = build_model(config, manifest.classes)
         with Cost(folder, runtime) as cost:
             job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
+            lesson = job.lesson()
             if not begun:
                 job.describe()
-            run = job.train(resumed=True)
+            run = job.train(lesson, resumed=True)
         job.report()
         return run
 
@@ -258,6 +254,14 @@ def model_card(config: Config, answer: Answer, model: Classifier) -> ModelCard:
     )
 
 
+class Lesson(NamedTuple):
+    """What a run is taught, and the batches it learns from and is validated on."""
+
+    task: SupervisedTask
+    train: Loader
+    val: Loader | None
+
+
 @dataclass(frozen=True)
 class _Job:
     """One run on its way: from what is known before training to the scores."""
@@ -293,27 +297,36 @@ class _Job:
         print(f"strategy: {self.config.adapt.kind}, {describe_parameters(self.model)}")
         print(f"on {self.runtime.device.type} in {self.runtime.precision}; run folder {self.folder.path}")
 
-    def train(self, *, resumed: bool) -> Run:
-        """Train, then score `val` and `test` with the best epoch."""
-        from eyetune.train.answers import read_answer
-        from eyetune.train.loop import fit
-        from eyetune.train.run import Run, rebuild
+    def lesson(self) -> Lesson:
+        """What is taught, from what. Before anything is written: what cannot be trained leaves the folder free."""
+        from eyetune.train.loop import check_validation
         from eyetune.train.task import SupervisedTask
 
         config = self.config
         task = SupervisedTask.of(self.manifest.select("train"), config.train, config.asked)
+        check_validation(task, config.train, "val" in self.manifest.splits)
+        train = self.loader("train", training=True)
+        return Lesson(task, train, self.loader("val", training=False) if "val" in self.manifest.splits else None)
+
+    def train(self, lesson: Lesson, *, resumed: bool) -> Run:
+        """Train, then score `val` and `test` with the best epoch."""
+        from eyetune.train.answers import read_answer
+        from eyetune.train.loop import fit
+        from eyetune.train.run import Run, rebuild
+
+        config = self.config
         self.cost.training_begins()
         fitted = fit(
             self.model,
             self.strategy,
-            task,
-            self.loader("train", training=True),
-            self.loader("val", training=False) if "val" in self.manifest.splits else None,
+            lesson.task,
+            lesson.train,
+            lesson.val,
             run=self.folder,
             runtime=self.runtime,
             train=config.train,
             lr=config.learning_rate,
-            card=model_card(config, task.answer, self.model),
+            card=model_card(config, lesson.task.answer, self.model),
             resume=resumed,
             features_once=self.once,
             settings=config.model_dump(mode="json"),
