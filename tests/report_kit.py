@@ -16,7 +16,8 @@ from eyetune.data.fundus import FundusSettings
 from eyetune.files import write_json, write_text
 from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import generalization, primary_metric, score
-from eyetune.train.rundir import MODEL, RunDir
+from eyetune.train.checkpoints import MODEL
+from eyetune.train.rundir import RunDir
 from eyetune.train.sealed import seal
 
 GRADES = ("0", "1", "2", "3", "4")

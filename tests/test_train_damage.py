@@ -28,8 +28,9 @@ from eyetune.files import atomic
 from eyetune.runtime import Runtime, check_torch
 from eyetune.tensors import read_tensors, write_tensors
 from eyetune.train import optim, sealed
+from eyetune.train.lock import LOCK
 from eyetune.train.run import load_run
-from eyetune.train.rundir import LOCK, RunDir
+from eyetune.train.rundir import RunDir
 
 MUTATIONS = 1000
 
