@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test fast lint setup clean
+.PHONY: demo test fast lint docs linkcheck setup clean
 
 demo: $(READY)
 	$(BIN)/eyetune demo --out demo
@@ -20,6 +20,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, offline; docs/_build/html/index.html is where to begin. A warning is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+# Every address the pages name, asked over the network.
+linkcheck: $(READY)
+	$(BIN)/python -m sphinx -q -c docs -b linkcheck . docs/_build/linkcheck
+
 setup: $(READY)
 
 # The stamp is written last, so that an installation that was interrupted starts again.
@@ -32,4 +41,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo docs/_build

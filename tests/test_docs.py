@@ -107,7 +107,7 @@ def with_fields(text: str) -> str:
     assert FIELDS.search(text), "docs/configuration.md has lost its <!-- fields --> markers"
     text = FIELDS.sub(lambda match: f"{match[1]}\n{field_tables()}\n{match[2]}", text)
     assert CLIP_FIELDS.search(text), "docs/configuration.md has lost its <!-- clip fields --> markers"
-    of_clip = field_tables(ClipConfig).replace("### ", "#### ")
+    of_clip = re.sub(r"^(### .*)", r"\1 of `kind: clip`", field_tables(ClipConfig), flags=re.MULTILINE)
     return CLIP_FIELDS.sub(lambda match: f"{match[1]}\n{of_clip}\n{match[2]}", text)
 
 
@@ -137,6 +137,18 @@ def test_pages_were_found() -> None:
     }
     assert len(list(commands())) > 10
     assert len(blocks("yaml")) > 5
+
+
+def test_every_page_is_in_the_site() -> None:
+    front = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = re.findall(
+        r"^(?:.*<)?([\w./-]+)>?$", "".join(re.findall(r"```{toctree}\n(.*?)```", front, re.DOTALL)), re.M
+    )
+    for page in PAGES[1:]:
+        if page.stem != "index":
+            assert page.stem in listed, (
+                f"docs/{page.name} is in none of the lists (toctree) of docs/index.md: add it there"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
