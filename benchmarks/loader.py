@@ -49,7 +49,8 @@ def eyetune(folder: Path, cache: Path, pixels: int, workers: int, epochs: int) -
     from eyetune.backbones.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
     from eyetune.data.cache import Cache
     from eyetune.data.fundus import FundusSettings
-    from eyetune.data.loader import check_readable, make_loader
+    from eyetune.data.loader import make_loader
+    from eyetune.data.readable import check_readable
     from eyetune.data.records import Manifest
 
     preprocess = Preprocess(pixels, IMAGENET_MEAN, IMAGENET_STD)

@@ -25,7 +25,8 @@ from eyetune.data import store as ground
 from eyetune.data.cache import Cache
 from eyetune.data.config import DataConfig
 from eyetune.data.fundus import FundusSettings, load_square
-from eyetune.data.loader import check_readable, make_loader
+from eyetune.data.loader import make_loader
+from eyetune.data.readable import check_readable
 from eyetune.data.store import Item, Kind, Store
 from eyetune.errors import DataError
 

@@ -14,17 +14,12 @@ import torch
 from data_kit import PREPROCESS, manifest, photographs, records, save, touch
 
 from eyetune.data import loader as room
+from eyetune.data import readable
 from eyetune.data.cache import Cache
 from eyetune.data.config import DataConfig
 from eyetune.data.fundus import FundusSettings, load_square
-from eyetune.data.loader import (
-    EpochBatches,
-    Loader,
-    check_readable,
-    choose_workers,
-    find_faults,
-    make_loader,
-)
+from eyetune.data.loader import EpochBatches, Loader, make_loader
+from eyetune.data.readable import check_readable, choose_workers, find_faults
 from eyetune.data.records import Manifest
 from eyetune.data.transforms import eval_transform
 from eyetune.errors import DataError, UserError
@@ -123,8 +118,8 @@ def test_cached_squares_are_decoded_once(tmp_path: Path, workers: int) -> None:
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(room.sys, "platform", "linux")
+    monkeypatch.setattr(readable.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(readable.sys, "platform", "linux")
     assert [choose_workers("auto", 1000, processes) for processes in (1, 4, 16)] == [8, 2, 1]
 
 
@@ -193,11 +188,11 @@ def test_processes_share_the_epoch(count: int, world: int, shuffle: bool) -> Non
 
 
 def test_workers_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
-    monkeypatch.setattr(room.sys, "platform", "linux")
+    monkeypatch.setattr(readable.os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
+    monkeypatch.setattr(readable.sys, "platform", "linux")
     assert [choose_workers("auto", count) for count in (10, 1000)] == [0, 8]
     assert choose_workers(3, 10) == 3
-    monkeypatch.setattr(room.sys, "platform", "darwin")
+    monkeypatch.setattr(readable.sys, "platform", "darwin")
     assert choose_workers("auto", 1000) == 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from data_kit import fundus, photographs, save
 
-from eyetune.data.loader import check_readable
+from eyetune.data.readable import check_readable
 from eyetune.data.summary import identical, summary
 
 

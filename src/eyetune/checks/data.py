@@ -22,7 +22,8 @@ from eyetune.data.cache import Cache
 from eyetune.data.config import IGNORE, DataConfig
 from eyetune.data.fundus import FundusSettings
 from eyetune.data.identical import same_bytes
-from eyetune.data.loader import find_faults, make_dataset
+from eyetune.data.loader import make_dataset
+from eyetune.data.readable import find_faults
 from eyetune.data.record import Kind, Record
 from eyetune.data.records import Manifest, open_manifest
 from eyetune.data.splits import split_configured

@@ -23,9 +23,10 @@ from eyetune.checks.subject import Subject, in_turns
 from eyetune.data.cache import Cache
 from eyetune.data.config import AugmentConfig
 from eyetune.data.fundus import FundusSettings, load_square, prepare
-from eyetune.data.loader import choose_workers, find_faults, make_loader
+from eyetune.data.loader import make_loader
 from eyetune.data.loader import shared_memory as room
 from eyetune.data.photo import read_image
+from eyetune.data.readable import choose_workers, find_faults
 from eyetune.data.transforms import Fused, Normalise, level_steps, listed_steps
 from eyetune.errors import DataError, UserError
 from eyetune.findings import Finding, Report, Status, carry_out

@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from eyetune.clip.model import Standard
 from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings, find_field, prepare
-from eyetune.data.loader import EpochBatches, Loader, Workers, choose_workers, mix, seeded, serve
+from eyetune.data.loader import EpochBatches, Loader, mix, seeded, serve
 from eyetune.data.photo import decode_image
+from eyetune.data.readable import Workers, choose_workers
 from eyetune.data.transforms import Fused, Normalise, upright_steps
 from eyetune.errors import DataError
 from eyetune.progress import meter

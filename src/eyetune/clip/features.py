@@ -22,8 +22,8 @@ from torch.nn import functional
 from eyetune.clip.model import TEXTS
 from eyetune.clip.ranking import Answers, Ranking, rank
 from eyetune.data.fundus import prepare
-from eyetune.data.loader import Workers, choose_workers
 from eyetune.data.photo import Photo
+from eyetune.data.readable import Workers, choose_workers
 from eyetune.data.transforms import eval_transform
 from eyetune.errors import DataError, RunError, UserError
 from eyetune.files import atomic

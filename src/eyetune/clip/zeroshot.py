@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from eyetune.clip.features import Eye, embed_eyes
-from eyetune.data.loader import Workers
+from eyetune.data.readable import Workers
 from eyetune.data.record import Record
 from eyetune.errors import DataError
 from eyetune.files import atomic

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eyetune.backbones import Preprocess, load_backbone
-from eyetune.data.loader import Workers, make_loader
+from eyetune.data.loader import make_loader
+from eyetune.data.readable import Workers
 from eyetune.metrics.drift import cosine_distance, debiased_cka, linear_cka
 from eyetune.runtime import seed_everything
 from eyetune.train.features import backbone_features

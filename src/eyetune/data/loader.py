@@ -11,10 +11,8 @@ import sys
 import traceback
 import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
@@ -26,12 +24,11 @@ from eyetune.data.cache import Cache, file_digest
 from eyetune.data.config import AugmentConfig
 from eyetune.data.fundus import FundusSettings, load_square
 from eyetune.data.on_device import CarryOut, DrawOnly, check_on_device
-from eyetune.data.photo import read_image
+from eyetune.data.readable import Workers, choose_workers
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
 from eyetune.data.transforms import eval_transform, train_transform
-from eyetune.errors import DataError, UserError, listing
-from eyetune.progress import track
+from eyetune.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from eyetune.backbones.backbone import Preprocess
@@ -41,13 +38,7 @@ Batch = dict[str, torch.Tensor]
 float32[B], NaN when unknown); index int64[B] into the manifest. Where the device augments: image uint8[B, 3, H, W] and
 draws float32[B, ·], which :meth:`Loader.finish` turns into that."""
 
-Workers = int | Literal["auto"]
-
-_MOST_WORKERS = 8
 _SHARED = "/dev/shm"  # noqa: S108 - where Linux keeps shared memory
-
-_TINY = 64
-"""Below this many images starting processes costs more than it saves."""
 
 
 class FundusDataset(Dataset[dict[str, Any]]):
@@ -376,19 +367,6 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def choose_workers(workers: Workers, count: int, processes: int = 1) -> int:
-    """How many loading processes: the number asked for, or one a core up to 8, none for few images or on macOS.
-
-    Several training processes share the cores; each has one at least.
-    """
-    if workers != "auto":
-        return workers
-    if count < _TINY or sys.platform == "darwin":
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(1, cores // processes), _MOST_WORKERS)
-
-
 def make_dataset(
     manifest: Manifest,
     preprocess: Preprocess,
@@ -514,65 +492,3 @@ def serve(
     )
     loader.batches = batches
     return loader
-
-
-def check_readable(
-    manifest: Manifest,
-    skip: bool,
-    *,
-    workers: Workers = "auto",
-    cache: Cache | None = None,
-    settings: FundusSettings | None = None,
-) -> Manifest:
-    """Decode every image once, into the cache if there is one, and return the manifest of those that can be read.
-
-    Args:
-        manifest: the records.
-        skip: leave unreadable images out and say so in the notes, instead of raising.
-        workers, cache, settings: as for :func:`find_faults`.
-
-    Raises DataError naming file and row of the unreadable images, or when none can be read.
-    """
-    faults = find_faults(manifest, workers=workers, cache=cache, settings=settings)
-    bad = [f"{record.row}: {fault}" for record, fault in zip(manifest, faults, strict=True) if fault]
-    if not bad:
-        return manifest
-    if len(bad) == len(manifest):
-        raise DataError(f"{manifest.source}: none of the {len(manifest)} images can be read:\n{listing(bad)}")
-    said = f"{len(bad)} of {len(manifest)} images cannot be read:\n{listing(bad)}"
-    if not skip:
-        raise DataError(f"{manifest.source}: {said}\nTo go on without them: --skip-unreadable")
-    kept = [record for record, fault in zip(manifest, faults, strict=True) if not fault]
-    return manifest.without("cannot be read", kept, f"skipped: {said}")
-
-
-def find_faults(
-    manifest: Manifest,
-    *,
-    workers: Workers = "auto",
-    cache: Cache | None = None,
-    settings: FundusSettings | None = None,
-) -> list[str | None]:
-    """Decode every image once: what is wrong with each, in order; None where it can be read.
-
-    Args:
-        manifest: the records.
-        workers: threads, or "auto".
-        cache: what is decoded is kept there for the loader, and what is there already is not decoded; None only looks.
-        settings: how a photograph becomes a square; needed with a cache.
-    """
-    threads = max(1, choose_workers(workers, len(manifest)))
-    paths = [record.image for record in manifest]
-    if cache is not None and settings is not None:
-        return cache.fill(paths, settings, threads=threads)
-    with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(_fault, paths, [settings and settings.bits] * len(paths))
-        return list(track(found, len(manifest), "Checking images"))
-
-
-def _fault(path: Path, bits: int | None) -> str | None:
-    try:
-        read_image(path, short_side=1, bits=bits)
-    except DataError as error:
-        return str(error)
-    return None

@@ -252,7 +252,7 @@ def _audit(
     from eyetune import processes
     from eyetune.data.audit.run import audit as look
     from eyetune.data.cache import Cache
-    from eyetune.data.loader import choose_workers
+    from eyetune.data.readable import choose_workers
     from eyetune.findings import lines
 
     if processes.count() > 1:

@@ -55,7 +55,7 @@ def command(
         skip_unreadable: Leave out images that cannot be read, and say which.
         computing: Device, precision, workers, batch size, weights, cache.
     """
-    from eyetune.data.loader import check_readable
+    from eyetune.data.readable import check_readable
     from eyetune.metrics.labelmap import remarks
     from eyetune.terminal import show
     from eyetune.train.run import load_run

@@ -217,7 +217,7 @@ def _look(
     run: ClipRun, manifest: Manifest, prompts: Prompts, store: Path, *, per: Per, reading: Reading, skip: bool
 ) -> _Seen:
     from eyetune.clip.zeroshot import about, look, subjects
-    from eyetune.data.loader import check_readable
+    from eyetune.data.readable import check_readable
 
     whole = check_readable(manifest, skip, workers=reading.workers, settings=run.settings)
     if run.runtime.is_main:

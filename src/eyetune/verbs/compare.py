@@ -206,7 +206,7 @@ class _Desk:
 
     def score_elsewhere(self, run: Run) -> None:
         """The external datasets."""
-        from eyetune.data.loader import check_readable
+        from eyetune.data.readable import check_readable
 
         for name, word in self.plan.datasets.items():
             table, images = table_and_images(word)

@@ -212,7 +212,7 @@ def _prepare(config: DataConfig, kept: Cache, backbone: str, pixels: int | None,
     """Fill the cache with one table; say and return how many of its images cannot be read."""
     from eyetune.backbones import find_spec
     from eyetune.data.fundus import FundusSettings
-    from eyetune.data.loader import find_faults
+    from eyetune.data.readable import find_faults
     from eyetune.data.records import open_manifest
 
     settings = FundusSettings.of(config, find_spec(backbone).preprocess_at(pixels))

@@ -49,7 +49,8 @@ def command(
         skip_unreadable: Leave out images that cannot be read, and say which.
         computing: Device, precision, workers, batch size, weights, cache.
     """
-    from eyetune.data.loader import check_readable, make_loader
+    from eyetune.data.loader import make_loader
+    from eyetune.data.readable import check_readable
     from eyetune.data.records import open_manifest
     from eyetune.train.features import backbone_features
 

@@ -109,7 +109,7 @@ def command(
         computing: Device, precision, workers, batch size, weights, cache.
     """
     from eyetune.backbones.older import is_older
-    from eyetune.data.loader import check_readable
+    from eyetune.data.readable import check_readable
     from eyetune.metrics.subgroups import Grouping
     from eyetune.terminal import show
     from eyetune.train.results import remarks_table, scores_table

@@ -188,7 +188,7 @@ def prepare_data(config: Config, cache: Cache | None = None, *, splits: Path | N
     """
     from eyetune.backbones import find_spec
     from eyetune.data.fundus import FundusSettings
-    from eyetune.data.loader import check_readable
+    from eyetune.data.readable import check_readable
     from eyetune.data.records import open_manifest
     from eyetune.data.splits import read_splits, split_configured
 
