@@ -32,7 +32,8 @@ from eyetune.heatmaps import explain
 from eyetune.interrupt import Interrupted
 from eyetune.metrics.scores import score
 from eyetune.predicting import Predictor, Sources, choose_format, output
-from eyetune.predicting.rows import choose_points
+from eyetune.predicting.model import TrainedModel, heat_map, open_model
+from eyetune.predicting.rows import choose_points, prepared
 from eyetune.predicting.sources import chunks, read_paths
 from eyetune.progress import counted_by, meter, track
 from eyetune.train import results
@@ -316,12 +317,12 @@ class Lines(io.RawIOBase):
 def test_a_heat_map_that_cannot_be_drawn_any_more_is_missing_and_no_more(
     home: Path, eyes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unlucky(run: Any, path: Path, **options: Any) -> Any:
+    def unlucky(model: TrainedModel, path: Path) -> Any:
         if path == eyes[1]:
             raise DataError("gone")
-        return explain(run, path, **options)
+        return prepared(model, path)
 
-    monkeypatch.setattr("eyetune.predicting.rows.explain", unlucky)
+    monkeypatch.setattr("eyetune.predicting.rows.prepared", unlucky)
     run = et.load_run(home / "run", cache=False)
     done: list[int] = []
     records = [Record(path, None, path.name, path.name) for path in eyes[:3]]
@@ -330,6 +331,22 @@ def test_a_heat_map_that_cannot_be_drawn_any_more_is_missing_and_no_more(
     assert all(row["predicted"] and row["error"] is None for row in rows)
     assert done == sorted(done)
     assert done[-1] == 3
+
+
+def test_squares_are_predicted_as_the_files_they_were_made_of(home: Path, eyes: list[Path]) -> None:
+    model = open_model(home / "run", cache=False)
+    squares = [prepared(model, path) for path in eyes[:5]]
+    names = [path.name for path in eyes[:5]]
+    predictor = Predictor(model, calibration=model.calibration, workers=0)
+    table = predictor.table_of(names, squares)
+    rows = predictor.rows([Record(path, None, path.name, path.name) for path in eyes[:5]])
+    assert len({row["prob_1"] for row in rows}) == 5
+    for place, row in enumerate(rows):
+        said = predictor.said(table, place)
+        assert said["predicted"] == row["predicted"]
+        np.testing.assert_allclose([said["prob_1"], said["ood"]], [row["prob_1"], row["ood"]], rtol=1e-5)
+    one = explain(model.as_run(), eyes[0], target="1")
+    np.testing.assert_array_equal(heat_map(model, squares[0], target="1").values, one.values)
 
 
 def test_heat_maps_do_not_lie_among_the_photographs(

@@ -7,7 +7,7 @@
 A heat map is a hint for people who look for mistakes. It is no finding, and it does not say why.
 """
 
-from eyetune.heatmaps.explain import HeatMap, explain, heat_map, on_photograph
+from eyetune.heatmaps.explain import HeatMap, explain, explain_square, heat_map, on_photograph
 from eyetune.heatmaps.maps import METHODS, Method, choose_method
 from eyetune.heatmaps.pictures import overlay, save_png, side_by_side
 from eyetune.heatmaps.sanity import THRESHOLD, Sanity, sanity_check
@@ -20,6 +20,7 @@ __all__ = [
     "Sanity",
     "choose_method",
     "explain",
+    "explain_square",
     "heat_map",
     "on_photograph",
     "overlay",

@@ -57,12 +57,17 @@ def explain(run: Run, path: str | Path, *, target: str | None = None, method: st
     Raises DataError for a photograph that cannot be read, and UserError for an unknown class or a method that does
     not fit the network.
     """
+    choose_method(run.model, method)
+    return explain_square(run, read_square(run, Path(path)), target=target, method=method)
+
+
+def explain_square(run: Run, square: NDArray[np.uint8], *, target: str | None = None, method: str = "auto") -> HeatMap:
+    """As :func:`explain`, of a photograph that is a square uint8[P, P, 3] already, as the run's settings make it."""
     chosen = choose_method(run.model, method)
     if target is not None and target not in run.classes:
         raise UserError(
             f"no class {target!r} in this run.{did_you_mean(target, run.classes)} Known: {', '.join(run.classes)}."
         )
-    square = read_square(run, Path(path))
     images = normalised(run, [square])
     if target is not None:
         wanted = run.classes.index(target)

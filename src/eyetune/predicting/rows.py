@@ -1,4 +1,4 @@
-"""What a run says of photographs, a row each: class, probabilities, what to doubt."""
+"""What a model says of photographs, a row each: class, probabilities, what to doubt."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eyetune.data.loader import Workers, choose_workers, find_faults
+from eyetune.data.fundus import load_square
 from eyetune.data.quality import read_quality
+from eyetune.data.readable import Workers, choose_workers, find_faults
 from eyetune.data.record import Record
-from eyetune.errors import DataError, RunError, did_you_mean
-from eyetune.heatmaps import choose_method, explain, save_png, side_by_side
+from eyetune.errors import DataError, RunError, UserError, did_you_mean
 from eyetune.metrics.calibration import Calibration, LabelCalibration
 from eyetune.metrics.predictions import PREDICTED, PROBABILITY, LabelPredictions, Predictions, ValuePredictions
 from eyetune.metrics.ranges import ValueCalibration, ends
 from eyetune.metrics.scores import REFERABLE_GRADE, is_graded_dr
 from eyetune.metrics.table import OOD
+from eyetune.predicting.model import heat_map, why_no_heat_maps
 from eyetune.predicting.output import Cell
 from eyetune.progress import counted_by, track
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from eyetune.metrics.ranges import Interval
     from eyetune.metrics.strangeness import Strangeness
     from eyetune.metrics.table import Table
-    from eyetune.train.run import Run
+    from eyetune.predicting.model import TrainedModel
 
 _LONGEST_NAME = 60
 """Signs of a photograph's name that its heat map keeps."""
@@ -40,12 +41,12 @@ FLAGGED = "out_of_distribution"
 """The column that says whether the `ood` score is above its threshold."""
 
 
-def choose_points(run: Run, calibration: Fitted | None, wanted: str) -> dict[str, OperatingPoint]:
+def choose_points(model: TrainedModel, calibration: Fitted | None, wanted: str) -> dict[str, OperatingPoint]:
     """The thresholds that make a yes or a no of a photograph, by the column they fill: `referable` or `positive`, and
-    of several labels `positive_<label>` for each; empty where the run has none and none was named.
+    of several labels `positive_<label>` for each; empty where the model has none and none was named.
 
     Args:
-        run: the trained run.
+        model: the trained model.
         calibration: where thresholds are kept.
         wanted: "specificity" or "sensitivity": that of referable disease for the grades of diabetic retinopathy, of the
             second class for two, of every label; or the name of a point in calibration.json.
@@ -61,25 +62,25 @@ def choose_points(run: Run, calibration: Fitted | None, wanted: str) -> dict[str
         known = {point.name: (column, point) for column, one in of_labels.items() for point in one.operating_points}
         if wanted in known:
             return dict([known[wanted]])
-        raise _no_point(run, wanted, list(known))
+        raise _no_point(model, wanted, list(known))
     known_points = calibration.operating_points if isinstance(calibration, Calibration) else ()
-    graded = is_graded_dr(run.classes)
+    graded = is_graded_dr(model.classes)
     if plain:
-        question = f"grade >= {REFERABLE_GRADE}" if graded else run.classes[1] if len(run.classes) == 2 else None
+        question = f"grade >= {REFERABLE_GRADE}" if graded else model.classes[1] if len(model.classes) == 2 else None
         found = next((one for one in known_points if one.positive == question and wanted in one.target), None)
     else:
         found = next((point for point in known_points if point.name == wanted), None)
         if found is None:
-            raise _no_point(run, wanted, [point.name for point in known_points])
+            raise _no_point(model, wanted, [point.name for point in known_points])
     if found is None:
         return {}
     return {"referable" if graded and found.positive == f"grade >= {REFERABLE_GRADE}" else "positive": found}
 
 
-def _no_point(run: Run, wanted: str, names: Sequence[str]) -> RunError:
+def _no_point(model: TrainedModel, wanted: str, names: Sequence[str]) -> RunError:
     known = f" There are: {'; '.join(names)}." if names else " It has none: they are chosen on labelled validation."
     return RunError(
-        f"{run.folder.path} has no operating point {wanted!r}.{did_you_mean(wanted, names)}{known} Or say specificity "
+        f"{model.name} has no operating point {wanted!r}.{did_you_mean(wanted, names)}{known} Or say specificity "
         "or sensitivity."
     )
 
@@ -88,7 +89,7 @@ class Predictor:
     """Makes rows of records.
 
     Args:
-        run: the trained run.
+        model: a run, or a file exported from one.
         calibration: makes its probabilities mean what they say; None leaves them as the network gives them.
         points: as :func:`choose_points` gives them: the thresholds behind the columns of yes and no.
         quality: look at the quality of each photograph, which costs a second look at its file.
@@ -105,7 +106,7 @@ class Predictor:
 
     def __init__(
         self,
-        run: Run,
+        model: TrainedModel,
         *,
         calibration: Fitted | None = None,
         points: Mapping[str, OperatingPoint] | None = None,
@@ -115,7 +116,7 @@ class Predictor:
         workers: Workers = "auto",
         batch_size: int = 32,
     ) -> None:
-        self.run = run
+        self.model = model
         self.calibration = calibration
         self.points = dict(points or {})
         self.quality = quality
@@ -124,11 +125,11 @@ class Predictor:
         self.workers = workers
         self.batch_size = batch_size
         self.columns = self._columns()
-        if heat_maps is not None:
-            choose_method(run.model)
+        if heat_maps is not None and (why := why_no_heat_maps(model)):
+            raise UserError(why)
 
     def _columns(self) -> list[str]:
-        found = ["image", *self.run.nothing().told_columns()]
+        found = ["image", *self.model.nothing().told_columns()]
         found += [] if self.interval is None else ["low", "high"]
         found += self.points
         found += [] if self.strangeness is None else [OOD, FLAGGED]
@@ -138,8 +139,8 @@ class Predictor:
 
     @property
     def strangeness(self) -> Strangeness | None:
-        """The run's own rule for what is out of distribution; another site's calibration leaves it as it is."""
-        return None if self.run.calibration is None else self.run.calibration.ood
+        """The model's own rule for what is out of distribution; another site's calibration leaves it as it is."""
+        return None if self.model.calibration is None else self.model.calibration.ood
 
     @property
     def interval(self) -> Interval | None:
@@ -149,8 +150,8 @@ class Predictor:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether the run gives probabilities, to calibrate and to draw a line through."""
-        return self.run.reads != "value"
+        """Whether the model gives probabilities, to calibrate and to draw a line through."""
+        return self.model.reads != "value"
 
     def rows(
         self, records: Sequence[Record], *, first: int = 0, update: Callable[[int], None] = lambda done: None
@@ -177,7 +178,7 @@ class Predictor:
             row: dict[str, Cell] = dict.fromkeys(self.columns)
             row |= {"image": record.name, "error": faults[index]}
             if table is not None and index in place:
-                row |= self._said(table, place[index])
+                row |= self.said(table, place[index])
             if self.quality:
                 row["quality"] = words[index]
             if index in maps:
@@ -186,16 +187,22 @@ class Predictor:
         update(len(records))
         return found
 
+    def table_of(self, names: Sequence[str], squares: Sequence[NDArray[np.uint8]]) -> Table:
+        """The table, calibrated, of photographs that are squares uint8[P, P, 3] already, as the model's settings make
+        them; :meth:`said` makes cells of its rows."""
+        table = self.model.table_of(names, squares, batch_size=self.batch_size, mirrored=self.mirrored)
+        return table if self.calibration is None else self.calibration.apply(table)
+
     def _look(self, records: Sequence[Record]) -> tuple[list[str | None], list[tuple[str, ...] | None]]:
         """What is wrong with each file, None where it can be read; and its quality flags. The processes share it."""
-        runtime = self.run.runtime
+        runtime = self.model.runtime
         mine = records[runtime.rank :: runtime.processes]
         faults: list[str | None] = [None] * len(records)
         words: list[tuple[str, ...] | None] = [None] * len(records)
         if self.quality:
             threads = max(1, choose_workers(self.workers, len(mine), processes=runtime.processes))
             with ThreadPoolExecutor(threads) as pool:
-                looks = pool.map(lambda record: _look_at(record.image, self.run.settings.bits), mine)
+                looks = pool.map(lambda record: _look_at(record.image, self.model.settings.bits), mine)
                 seen = list(track(looks, len(mine)))
         else:
             seen = [(fault, None) for fault in self._faults(mine)]
@@ -205,8 +212,8 @@ class Predictor:
         return faults, words
 
     def _faults(self, records: Sequence[Record]) -> list[str | None]:
-        manifest = self.run.unlabelled(records)
-        return find_faults(manifest, workers=self.workers, cache=self.run.cache, settings=self.run.settings)
+        manifest = self.model.unlabelled(records)
+        return find_faults(manifest, workers=self.workers, cache=self.model.cache, settings=self.model.settings)
 
     def _predict(self, records: Sequence[Record], faults: list[str | None]) -> tuple[Table | None, list[int]]:
         """The table of those that can be read, and which they are. A file that has become unreadable since it was
@@ -214,8 +221,8 @@ class Predictor:
         while good := [index for index, fault in enumerate(faults) if fault is None]:
             chosen = [records[index] for index in good]
             try:
-                table = self.run.table(
-                    self.run.unlabelled(chosen),
+                table = self.model.table(
+                    self.model.unlabelled(chosen),
                     workers=self.workers,
                     batch_size=self.batch_size,
                     mirrored=self.mirrored,
@@ -232,8 +239,8 @@ class Predictor:
                 return table, good
         return None, []
 
-    def _said(self, table: Table, row: int) -> dict[str, Cell]:
-        """The cells of one photograph that was predicted."""
+    def said(self, table: Table, row: int) -> dict[str, Cell]:
+        """The cells that the row of a table, calibrated, has to say of its photograph."""
         cells: dict[str, Cell] = {name: _typed(table, name, text) for name, text in table.told(row).items()}
         for column, point in self.points.items():
             cells[column] = bool(point.called(_shares(table, row, column))[0])
@@ -247,8 +254,10 @@ class Predictor:
     def _draw(self, records: Sequence[Record], table: Table | None, good: Sequence[int], first: int) -> dict[int, str]:
         """A heat map of each photograph that was predicted, for the class it was called; index -> name of its file.
         A photograph that has become unreadable since has none. The processes share it."""
+        from eyetune.heatmaps import save_png, side_by_side
+
         assert self.heat_maps is not None
-        runtime = self.run.runtime
+        runtime = self.model.runtime
         names: dict[int, str] = {}
         for row in track(range(runtime.rank, len(good), runtime.processes)):
             assert table is not None
@@ -258,9 +267,10 @@ class Predictor:
             name = f"{first + index + 1:06d}_{stem}.png"
             target = table.said(row)["predicted"] if isinstance(table, Predictions) else None
             try:
-                save_png(self.heat_maps / name, side_by_side(explain(self.run, record.image, target=target)))
+                square = prepared(self.model, record.image)
             except DataError:
                 continue
+            save_png(self.heat_maps / name, side_by_side(heat_map(self.model, square, target=target)))
             names[index] = name
         return {index: name for part in runtime.gather(names) for index, name in part.items()}
 
@@ -281,6 +291,11 @@ def _typed(table: Table, name: str, text: str) -> Cell:
     return text == "1" if name.startswith(PREDICTED) else text
 
 
+def prepared(model: TrainedModel, path: Path) -> NDArray[np.uint8]:
+    """The square that a model sees of a photograph, uint8[P, P, 3] RGB. Raises DataError."""
+    return load_square(path, model.settings) if model.cache is None else model.cache.square(path, model.settings)
+
+
 def _look_at(path: Path, bits: int | None) -> tuple[str | None, tuple[str, ...] | None]:
     """(what is wrong with a file, its quality flags); one of them is None."""
     try:
@@ -291,11 +306,11 @@ def _look_at(path: Path, bits: int | None) -> tuple[str | None, tuple[str, ...] 
 
 def describe(predictor: Predictor) -> dict[str, Any]:
     """What the rows depend on beside the photographs, as JSON: to go on with a file needs the same."""
-    run, calibration = predictor.run, predictor.calibration
+    model, calibration = predictor.model, predictor.calibration
     return {
-        "model": run.folder.best_model(),
+        "model": model.digest,
         "calibration": None if calibration is None else calibration.to_dict(),
         "points": {column: point.name for column, point in predictor.points.items()},
         "mirrored": predictor.mirrored,
-        "settings": run.settings.to_dict(),
+        "settings": model.settings.to_dict(),
     }

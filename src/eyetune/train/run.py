@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from eyetune.adapt.classifier import Classifier, put_norm_before
@@ -17,9 +18,11 @@ from eyetune.backbones import Preprocess, load_backbone
 from eyetune.backbones.older import is_older
 from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings
-from eyetune.data.loader import Workers, make_loader
+from eyetune.data.loader import Batch, make_loader, target_tensor
+from eyetune.data.readable import Workers
 from eyetune.data.record import Kind, Record
 from eyetune.data.records import Manifest
+from eyetune.data.transforms import eval_transform
 from eyetune.errors import DataError, RunError, UserError
 from eyetune.metrics.fitted import Fitted
 from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
@@ -34,7 +37,6 @@ from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
 from eyetune.train.task import Outputs, predict
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -65,6 +67,30 @@ class Run:
         self.card = card
         self.runtime = runtime
         self.cache = cache
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return str(self.folder.path)
+
+    @property
+    def backbone(self) -> str:
+        """The name of the network it was adapted from."""
+        return self.card.backbone
+
+    @property
+    def licence(self) -> str:
+        """Of the weights it was adapted from."""
+        return self.model.backbone.spec.licence
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of what training changed; None for a run of the first EyeTune."""
+        return self.folder.best_model()
+
+    def as_run(self) -> Run:
+        """Itself: it has a network to look into, as an exported model has not."""
+        return self
 
     @property
     def settings(self) -> FundusSettings:
@@ -133,6 +159,32 @@ class Run:
         novelty = self.novelty
         judge = None if novelty is None else novelty.score
         outputs = self._outputs(manifest, workers=workers, batch_size=batch_size, judge=judge, mirrored=mirrored)
+        return self._told(outputs, manifest)
+
+    def table_of(
+        self,
+        names: Sequence[str],
+        squares: Sequence[NDArray[np.uint8]],
+        *,
+        batch_size: int = 32,
+        mirrored: bool = False,
+    ) -> Table:
+        """As :meth:`table`, of photographs that are squares uint8[P, P, 3] already, as :attr:`settings` makes them."""
+        records = [Record(Path(name), None, f"{number}:{name}", name) for number, name in enumerate(names)]
+        manifest = self.unlabelled(records)
+        normalise, targets = eval_transform(self.model.backbone.preprocess), target_tensor(manifest)
+
+        def batch(first: int) -> Batch:
+            index = torch.arange(first, min(first + batch_size, len(squares)))
+            pixels = (torch.from_numpy(np.array(squares[int(place)])).permute(2, 0, 1) for place in index)
+            return {"image": torch.stack([normalise(one) for one in pixels]), "target": targets[index], "index": index}
+
+        batches = (batch(first) for first in range(0, len(squares), batch_size))
+        network = Mirrored(self.model) if mirrored else self.model
+        judge = None if self.novelty is None else self.novelty.score
+        return self._told(predict(network, batches, self.runtime, judge=judge), manifest)
+
+    def _told(self, outputs: Outputs, manifest: Manifest) -> Table:
         table = outputs.table(manifest, self.answer)
         return table if outputs.judged is None else replace(table, ood=outputs.judged.double().numpy())
 

@@ -16,7 +16,7 @@ from eyetune.flags import USUAL, Computing, Switch
 if TYPE_CHECKING:
     from eyetune.data.record import Record
     from eyetune.predicting import Predictor, Sources
-    from eyetune.train.run import Run
+    from eyetune.predicting.model import TrainedModel
 
 #: How many images are predicted before their rows are written: what is in memory does not grow with their number, and
 #: no more are lost by an interruption.
@@ -64,14 +64,14 @@ def command(
         computing: Device, precision, workers, batch size, weights, cache.
     """
     from eyetune.predicting import Predictor, Sources, choose_format
+    from eyetune.predicting.model import open_model
     from eyetune.predicting.rows import choose_points
-    from eyetune.train.run import load_run
 
     if calibration is not None and no_calibration:
         raise ConfigError("--calibration and --no-calibration exclude each other.")
     form = choose_format(out, format)
     _refuse_own_pictures(heatmaps, paths)
-    trained = load_run(run, **computing.loading())
+    trained = open_model(run, **computing.loading())
     main = trained.runtime.is_main
     sources = Sources(paths, images=images, image_column=image_column) if main else None
     fitted = None if no_calibration else trained.calibration_for(calibration)
@@ -126,8 +126,8 @@ def _say_how(predictor: Predictor, no_calibration: bool) -> None:
         )
     for column, point in points.items():
         said.append(f"{column}: {point.name}, chosen on {point.chosen_on}: {point.threshold:.3f} or more")
-    if predictor.run.reads == "labels" and not no_calibration:
-        missing = [name for name in predictor.run.classes if f"positive_{name}" not in points]
+    if predictor.model.reads == "labels" and not no_calibration:
+        missing = [name for name in predictor.model.classes if f"positive_{name}" not in points]
         said += [f"no column positive_{name}: no operating point of it was chosen" for name in missing]
     elif not points and predictor.has_probabilities:
         said.append("no column referable or positive: there is no operating point for it")
@@ -144,9 +144,9 @@ def _write(predictor: Predictor, sources: Sources | None, out: Path | None, form
     from eyetune.predicting.sources import chunks
     from eyetune.progress import meter
 
-    run = predictor.run
+    model = predictor.model
     if sources is None:
-        for first, part in _shared(run, None):
+        for first, part in _shared(model, None):
             predictor.rows(part, first=first)
         return 1, 0
     records = iter(sources)
@@ -156,7 +156,7 @@ def _write(predictor: Predictor, sources: Sources | None, out: Path | None, form
         meter(sources.total, "Predicting") as update,
     ):
         numbered = ((rows.count, part) for part in chunks(records, CHUNK))
-        for first, part in _shared(run, numbered):
+        for first, part in _shared(model, numbered):
             rows.add(predictor.rows(part, first=first, update=partial(_count, update, first)))
         if not rows.count:
             raise DataError("no paths came on standard input.")
@@ -167,11 +167,13 @@ def _count(update: Callable[[int], None], first: int, done: int) -> None:
     update(first + done)
 
 
-def _shared(run: Run, chunks: Iterator[tuple[int, list[Record]]] | None) -> Iterator[tuple[int, list[Record]]]:
+def _shared(
+    model: TrainedModel, chunks: Iterator[tuple[int, list[Record]]] | None
+) -> Iterator[tuple[int, list[Record]]]:
     """The chunks of the first process, in every process; `chunks` is None in the others."""
     while True:
         own = None if chunks is None else next(chunks, None)
-        shared = run.runtime.gather(own)[0] if run.runtime.processes > 1 else own
+        shared = model.runtime.gather(own)[0] if model.runtime.processes > 1 else own
         if shared is None:
             return
         yield shared
