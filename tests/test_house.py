@@ -17,7 +17,7 @@ PACKAGE = Path(eyetune.__file__).parent
 FLOORS = [
     {"errors", "processes"},
     {"files", "interrupt", "progress", "terminal"},
-    {"findings", "memory", "pages", "registry", "runtime", "section", "tensors"},
+    {"findings", "memory", "older_config", "pages", "registry", "runtime", "section", "tensors"},
     {"backbones"},
     {"data", "adapt"},
     {"metrics", "config"},
@@ -26,6 +26,7 @@ FLOORS = [
     {"report", "predicting"},
     {"verbs"},
     {"cli"},
+    {"guides"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # A verb is a story of its own; only these are told with other verbs (`check` tries what `finetune` would build).

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
 import eyetune.adapt  # noqa: F401 - its strategies register themselves
+from eyetune import processes
 from eyetune.adapt.strategy import STRATEGIES, StrategyConfig, adapt_union, parse_adapt
 from eyetune.adapt.task import READS, TaskConfig
 from eyetune.backbones.config import ModelConfig
@@ -24,6 +26,7 @@ from eyetune.data.config import AugmentConfig, DataConfig
 from eyetune.data.record import Kind
 from eyetune.data.records import kind_of
 from eyetune.errors import ConfigError, did_you_mean
+from eyetune.older_config import is_older, read_keys, translate
 from eyetune.section import Section
 
 if TYPE_CHECKING:
@@ -146,9 +149,14 @@ class RunConfig(Section):
 
         Raises ConfigError with every fault, by dotted path.
         """
-        content = {} if path is None else read_yaml(Path(path))
+        content = {} if path is None else cls.read(Path(path))
         source = "the flags" if path is None else str(path)
         return cls.parse(override(content, overrides or {}), check_files=check_files, source=source)
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """The sections of a configuration file, unchecked. Raises ConfigError when it is no YAML of sections."""
+        return read_yaml(path)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], *, check_files: bool = True, source: str = "the configuration") -> Self:
@@ -222,6 +230,18 @@ class Config(RunConfig, _Finetune):
     def reads(self) -> Kind:
         """What the label column holds: classes, labels or a value."""
         return READS[self.asked.kind]
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """The sections of a configuration file; one of the older guides is put into our words, and what of it means
+        nothing here is named on stderr. Raises ConfigError for a key that neither knows."""
+        content = read_yaml(path)
+        if not is_older(content):
+            return content
+        translation = translate(read_keys(content, str(path)), str(path))
+        if processes.rank() == 0 and (warning := translation.warning(str(path))):
+            print(warning, file=sys.stderr)
+        return translation.content
 
     def misfits(self) -> Iterator[tuple[str, str]]:
         """Settings that cannot go with the task: dotted path and what is wrong."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from eyetune.adapt.strategy import STRATEGIES
-from eyetune.config import SECTIONS, Config, override, read_yaml
+from eyetune.config import SECTIONS, Config, override
 from eyetune.errors import ConfigError, did_you_mean, listing
 from eyetune.flags import parse
 
@@ -108,7 +108,7 @@ def read_plan(words: Sequence[str]) -> Plan:
     """
     own, rest = _own_words(words)
     given = parse(rest)
-    content = {} if given.positional is None else read_yaml(Path(given.positional))
+    content = {} if given.positional is None else Config.read(Path(given.positional))
     section = content.pop("compare", None) or {}
     known = [FILED.get(name, name) for name in OPTIONS]
     if not isinstance(section, Mapping):
