@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from eyetune.clip.features import Features, compute, embed_eyes, reuse
 from eyetune.clip.gallery import search
 from eyetune.data.pairs import PairSet
 from eyetune.errors import DataError, RunError
+from eyetune.verbs.clip_retrieve import NO_CLASS
 
 
 @pytest.fixture
@@ -143,6 +145,8 @@ def test_retrieve_writes_measures_page_and_features(
     assert content["one_eye"] == 1
     assert content["warnings"] == []
     assert set(content["image_to_text"]["per_class"]) == {"red", "green", "blue", "white"}
+    assert content["image_to_text"]["without_class"] == content["text_to_image"]["without_class"] == 0
+    assert NO_CLASS not in shown
     page = (place / "retrieval.html").read_text()
     assert "Research use only" in page
     assert page.count("<img") >= 9
@@ -151,6 +155,21 @@ def test_retrieve_writes_measures_page_and_features(
     assert main([*words, "--features", str(place / "features.safetensors"), "--by", "left"]) == 0
     assert "features read from" in capsys.readouterr().out
     assert opened.model.seen == seen
+
+
+def test_queries_of_no_class_are_counted(opened: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One text has no label, and so has its patient."""
+    folder = colour_pairs(tmp_path / "pairs")
+    notes = folder / "lmdb/test/pairs.json"
+    said = json.loads(notes.read_text())
+    del said["labels"]["2"]
+    notes.write_text(json.dumps(said))
+    assert main(["clip", "retrieve", str(opened.path), "--data", str(folder), "--resamples", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"{NO_CLASS} +1\b", shown)
+    place = opened.path / "retrieval" / "pairs-test"
+    assert json.loads((place / "retrieval.json").read_text())["image_to_text"]["without_class"] == 1
+    assert "1 of the 5 queries are in no class" in (place / "retrieval.html").read_text()
 
 
 def test_texts_that_the_model_cannot_read_are_a_warning(

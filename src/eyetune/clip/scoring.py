@@ -55,8 +55,9 @@ def retrieval(
         device: where similarities are computed.
 
     Returns per direction (`image_to_text`, `text_to_image`): `queries`, `patients`, `without_answer` (left out),
-    `gallery`, `right_answers` (the mean per query), `metrics` and `per_class`; each metric is {"value", "ci",
-    "chance"}: `recall_at_K`, `mrr`, `median_rank`. Raises DataError as :func:`eyetune.clip.ranking.rank`.
+    `gallery`, `right_answers` (the mean per query), `metrics`, `per_class` and `without_class` (queries in none of
+    these: their texts have no label, or different ones); each metric is {"value", "ci", "chance"}: `recall_at_K`,
+    `mrr`, `median_rank`. Raises DataError as :func:`eyetune.clip.ranking.rank`.
     """
     answers = Answers.of(links, len(images) if patients is None else patients, len(texts) if words is None else words)
     ranking = rank(images, texts, answers, device=device)
@@ -99,6 +100,7 @@ def measured(
                 name: _of_class(name, ranks, units, kinds, cutoffs=cutoffs, resamples=resamples, seed=seed)
                 for name in sorted({kind for kind in kinds if kind is not None})
             },
+            "without_class": kinds.count(None),
         }
     found["intervals"] = {
         "level": LEVEL,

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from eyetune.clip.run import ClipRun
 
 
+NO_CLASS = "no class, or several"
+"""Queries of the whole that stand in the row of no class: a patient whose eyes differ, a text without a label."""
+
+
 def command(
     run: Path,
     *,
@@ -123,6 +127,8 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
         table.add_row("by chance", "", *chance, style="italic")
         for label, own in side["per_class"].items():
             table.add_row(label, str(own["queries"]), *(_cell(name, one) for name, one in own["metrics"].items()))
+        if side["per_class"] and side["without_class"]:
+            table.add_row(NO_CLASS, str(side["without_class"]))
         found.append(table)
     return found
 

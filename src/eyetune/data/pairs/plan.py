@@ -76,7 +76,10 @@ class Plan:
         for sample in self.samples:
             bad = [faults[eye] for eye in sample.sides if eye in faults]
             if bad:
-                self.problems.add("outside" if bad[0] == outside else "broken", sample.where, bad[0].rstrip("."))
+                where, what = sample.where, bad[0].rstrip(".")
+                if what.startswith(f"{where}, "):  # an image inside a table names its line and side itself
+                    where, _, what = what.partition(": ")
+                self.problems.add("outside" if bad[0] == outside else "broken", where, what)
             else:
                 kept.append(sample)
         self.samples = kept
