@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -114,6 +115,13 @@ def test_a_row_an_eye(prepare: Callable[..., Prepared], photos: Path) -> None:
     assert notes["patients"]["P2"] == {"group": "P2", "single": "left", "label": "2"}
     assert contents(made.out / "lmdb/train/imgs")[b"P2"][0] == contents(made.out / "lmdb/train/imgs")[b"P2"][1]
     assert made.report["splits"]["train"]["single_eyes"] == 1
+    assert read.photographs == {
+        known_again(photos / f"{name}.png") for name in ("P0_L", "P0_R", "P1_L", "P1_R", "P2_L")
+    }
+
+
+def known_again(file: Path | bytes) -> str:
+    return hashlib.sha256(file if isinstance(file, bytes) else file.read_bytes()).hexdigest()[:16]
 
 
 def fundus_square(path: Path) -> Any:
@@ -358,12 +366,14 @@ def test_older_tables_become_databases_with_their_images_as_they_are(
     assert made.texts() == {"0": ["both"], "1": ["both"], "x": ["x"]}
     assert made["train"].eyes(2) == (jpeg(7), jpeg(8))
     assert made["train"].single.tolist() == [True, True, False]
+    assert made["train"].photographs == {known_again(jpeg(number)) for number in (0, 1, 7, 8)}
     assert (made["test"].patients, made["test"].groups) == (["0", "1", "2"], ["test/0", "test/1", "2"])
     # (The first photograph of train's 0 and of test's 0 is the same.)
     assert "in two splits" in made["test"].warnings[0]
     # At another size they are prepared anew.
     small = prepare(source, "--val-share", "0", out="small", images=False)
     assert small["train"].photos(0)[0].shape == (32, 32, 3)
+    assert small["train"].photographs == made["train"].photographs
 
 
 def test_left_and_right_of_another_size_are_taken(tmp_path: Path, prepare: Callable[..., Prepared]) -> None:
@@ -377,14 +387,15 @@ def test_left_and_right_of_another_size_are_taken(tmp_path: Path, prepare: Calla
 EYES = f"a\t{encoded(1)}\t{encoded(2)}"
 TEXT = {"text_id": 0, "text": "t", "image_ids": ["a"]}
 OTHER = TEXT | {"text_id": 1, "image_ids": ["b"]}
+SECOND = "\n  train_imgs.tsv line 2"
 
 
 @pytest.mark.parametrize(
     ("lines", "texts", "said", "kept"),
     [
         ([EYES, f"b\t{encoded(3)}"], [TEXT], "train_imgs.tsv line 2: has two columns, so one image. It takes", ["a"]),
-        ([EYES, f"b\t{encoded(3)[:-3]}!\t{encoded(3)}"], [TEXT, OTHER], "line 2, left: no base64", ["a"]),
-        ([EYES, "b\tAAAA\tAAAA"], [TEXT, OTHER], "line 2, left: not an image", ["a"]),
+        ([EYES, f"b\t{encoded(3)[:-3]}!\t{encoded(3)}"], [TEXT, OTHER], f"{SECOND}, left: no base64", ["a"]),
+        ([EYES, "b\tAAAA\tAAAA"], [TEXT, OTHER], f"{SECOND}, left: not an image", ["a"]),
         ([EYES, EYES], [TEXT], "line 2: the same patient as train_imgs.tsv line 1", None),
         ([EYES], [TEXT, "{nonsense"], "train_texts.jsonl line 2 is not JSON", None),
         ([EYES], [TEXT, {"text_id": 1, "text": "t"}], "line 2 lacks the field image_ids", None),
@@ -477,9 +488,9 @@ def killed_at(moment: int, command: list[str]) -> bool:
         count()
         replace(source, target)
 
-    def adding(self: Journal, key: str, image: str) -> None:
-        count(lambda: (add(self, key, image), os.truncate(self.path, self._end - 5)))
-        add(self, key, image)
+    def adding(self: Journal, *words: str) -> None:
+        count(lambda: (add(self, *words), os.truncate(self.path, self._end - 5)))
+        add(self, *words)
 
     os.replace, Journal.add = replacing, adding  # type: ignore[method-assign]
     os.close(1), os.close(2)
@@ -524,10 +535,10 @@ def test_a_kill_costs_only_what_was_being_prepared(
 def test_interrupted_it_says_what_is_kept(prepare: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch) -> None:
     real = Journal.add
 
-    def add(self: Journal, key: str, image: str) -> None:
+    def add(self: Journal, *words: str) -> None:
         if len(self) == 2:
             raise Interrupted("", signal.SIGTERM)
-        real(self, key, image)
+        real(self, *words)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "add", add)
@@ -560,13 +571,15 @@ def test_two_at_a_time_in_one_folder(tmp_path: Path) -> None:
 def test_a_journal_keeps_what_is_whole(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
         for number in range(3):
-            journal.add(f"key{number}", "x" * number)
+            journal.add(f"key{number}", "x" * number, f"photograph{number}")
     whole = (tmp_path / NAME).read_bytes()
     for cut in range(len(whole)):
         (tmp_path / NAME).write_bytes(whole[:cut] + b"\0" * 7)
         with Journal.open(tmp_path) as journal:
             assert len(journal) == whole[:cut].count(b"\n")
-            assert all(journal.get(f"key{number}") == "x" * number for number in range(len(journal)))
+            for number in range(len(journal)):
+                assert journal.get(f"key{number}") == "x" * number
+                assert journal.photograph(f"key{number}") == f"photograph{number}"
 
 
 # -- datasets ----------------------------------------------------------------------------------------------------------
@@ -609,6 +622,7 @@ def test_a_dataset_that_is_streamed_gives_the_same(dataset: Path, prepare: Calla
     assert streamed.code == 0, streamed.said
     saved = prepare(PROMPTS, "--dataset", str(dataset / "saved"), *UNCUT, out="saved", images=False)
     assert streamed["train"].eyes(2) == saved["train"].eyes(2)
+    assert streamed["train"].photographs == saved["train"].photographs == {known_again(jpeg(n)) for n in (0, 1, 3)}
     # Where the number of rows is not known before the end, a wrong index is found there.
     beyond = [*PROMPTS, {"dataset_index": 77, "prompt": "p"}]
     refused = prepare(beyond, "--dataset", str(dataset / "parquet"), *UNCUT, out="beyond", images=False)

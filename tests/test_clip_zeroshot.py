@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,12 @@ from eyetune.clip import run as runs
 from eyetune.clip.fewshot import Shots, draw, few_shot, linear_probe, tip_adapter
 from eyetune.clip.prompts import PLACE, class_vectors, read_prompts, shipped
 from eyetune.clip.zeroshot import look, subjects
+from eyetune.data.cache import file_digest, photograph_id
 from eyetune.data.records import Manifest
 from eyetune.errors import ConfigError, DataError
 from eyetune.metrics.predictions import Predictions
+from eyetune.train.leaks import overlap
+from eyetune.train.rundir import RunDir
 
 PROMPTS = """
 title: Which colour
@@ -235,11 +239,15 @@ def test_zeroshot_writes_what_evaluate_writes(
     opened: Any, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = coloured(tmp_path / "eyes", splits=True)
+    # Photographs 9 and, of no matter here, 2, which is none of those that are scored.
+    known = [photograph_id(file_digest(data.parent / f"{number}.png")) for number in (2, 9)]
+    RunDir(opened.path).update_data(photographs=known)
     words = ["clip", "zeroshot", str(opened.path), "--data", f"eyes={data}", "--prompts", str(prompts)]
     assert main([*words, "--shots", "1,2", "--draws", "2"]) == 0
     shown = capsys.readouterr().out
     assert "words alone" in shown
     assert "2 a class, Tip-Adapter" in shown
+    assert "WARNING, eyes: 1 of its 8 photographs were among those the run was trained or chosen on" in shown
     place = opened.path / "zeroshot" / "colours"
     content = json.loads((place / "metrics.json").read_text())["datasets"]["eyes"]
     assert content["n"] == 8
@@ -261,6 +269,31 @@ def test_zeroshot_writes_what_evaluate_writes(
     content = json.loads((place / "metrics.json").read_text())["datasets"]
     assert list(content) == ["eyes"]
     assert content["eyes"]["n"] == 16
+    assert content["eyes"]["warnings"][0].startswith("2 of its 16 photographs")
+
+
+def test_what_a_run_has_seen_is_noted_with_what_it_started_from(tmp_path: Path) -> None:
+    def pairs(*photographs: str) -> Any:
+        return SimpleNamespace(photographs=frozenset(photographs))
+
+    unknown = SimpleNamespace(photographs=None)
+    splits = {"train": pairs("c", "b"), "val": pairs("d"), "test": pairs("t")}
+    assert runs.seen_in_training(splits, None) == ["b", "c", "d"]
+    earlier = RunDir(tmp_path)
+    assert runs.seen_in_training(splits, tmp_path) == ["b", "c", "d"]
+    earlier.update_data(photographs=["a", "b"])
+    assert runs.seen_in_training(splits, tmp_path) == ["a", "b", "c", "d"]
+    assert runs.seen_in_training(splits | {"train": unknown}, tmp_path) is None
+    assert runs.seen_in_training({"train": pairs("a"), "test": unknown}, None) == ["a"]
+
+
+def test_that_nothing_is_known_of_the_training_is_said(tmp_path: Path) -> None:
+    run = colour_run(tmp_path / "run")
+    said = overlap([], runs.learnt_from(run))
+    assert len(said) == 1
+    assert "which photographs the model was trained on is not noted" in said[0]
+    RunDir(run.path).update_data(photographs=["0" * 16])
+    assert overlap([], runs.learnt_from(run)) == []
 
 
 def test_zeroshot_bad_input_is_one_message(

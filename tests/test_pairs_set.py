@@ -233,6 +233,15 @@ def test_what_is_wrong_inside_is_said(tmp_path: Path, name: str, entries: Any, c
     assert not Path("/tmp/never").exists()
 
 
+@pytest.mark.parametrize(
+    "notes", [{"photographs": "0123"}, {"photographs": [5]}, {"labels": []}, {"patients": {"a": {"group": 5}}}]
+)
+def test_notes_that_do_not_say_what_they_should(tmp_path: Path, notes: Any) -> None:
+    write_split(tmp_path, "train", images("a"), [text(0, "t", "a")], notes)
+    with pytest.raises(DataError, match=r"pairs\.json does not say what it should"):
+        PairSet.open(tmp_path, "train")
+
+
 def test_a_split_that_is_not_there(made: Path) -> None:
     with pytest.raises(DataError, match=r"no tarin pairs .* It has train\. Did you mean 'train'\?"):
         PairSet.open(made, "tarin")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -21,7 +22,11 @@ from eyetune.data.fundus import FundusSettings
 from eyetune.errors import ConfigError, RunError, UserError
 from eyetune.files import make_folder, sha256, write_json
 from eyetune.runtime import Runtime, choose_device, choose_precision, seed_everything
+from eyetune.train.leaks import LEARNT_FROM, Seen
 from eyetune.train.rundir import Checkpoint, ModelCard, RunDir
+
+if TYPE_CHECKING:
+    from eyetune.data.pairs import PairSet
 
 INITIAL_SCALE = 1 / 0.07
 """Where the logit scales of a model start that is not RET-CLIP's (Radford et al., ICML 2021)."""
@@ -141,6 +146,9 @@ def _check_vocabulary(model: RetClip, tokenizer: Tokenizer, length: int) -> None
 
 # -- into the run folder and out of it ---------------------------------------------------------------------------------
 
+PHOTOGRAPHS = "photographs"
+"""Where data.json says which photographs the run has seen."""
+
 TEXT = "text"
 """Where in a run folder the vocabulary and the text encoder's configuration are."""
 
@@ -218,6 +226,28 @@ def open_clip_run(
         fingerprint=f"{checkpoint.digest}:{tokenizer.fingerprint}",
         runtime=runtime,
     )
+
+
+def seen_in_training(splits: Mapping[str, PairSet], start: Path | None) -> list[str] | None:
+    """The ids of the photographs that a run is trained and chosen on, for its data.json; None where it is not known.
+
+    Args:
+        splits: its pairs by "train", "val" and "test".
+        start: the run or file it starts from (`model.start`); what is known of a run's training counts too.
+    """
+    known = [splits[name].photographs for name in LEARNT_FROM if name in splits]
+    before: list[str] = []
+    if start is not None and start.is_dir():
+        before = RunDir(start, main=False).read_data().get(PHOTOGRAPHS) or []
+    return None if None in known else sorted({*before, *(one for ids in known for one in ids or ())})
+
+
+def learnt_from(run: ClipRun) -> Seen:
+    """What :func:`seen_in_training` noted of a run."""
+    known = RunDir(run.path, main=False).read_data().get(PHOTOGRAPHS) if run.path.is_dir() else None
+    if not known:
+        return Seen(unknown="which photographs the model was trained on is not noted")
+    return Seen(photographs=frozenset(known))
 
 
 def trained_precision(precision: str, device: str) -> str:

@@ -54,6 +54,16 @@ def file_digest(path: Path) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()[:KEY_BYTES]
 
 
+def content_digest(content: bytes) -> bytes:
+    """The same of the bytes of a file."""
+    return hashlib.sha256(content).digest()[:KEY_BYTES]
+
+
+def photograph_id(digest: bytes) -> str:
+    """What runs and pairs note of a photograph so that it is known again: 16 hexadecimal digits of its digest."""
+    return digest[:8].hex()
+
+
 @dataclass(frozen=True)
 class _State:
     """A file as the system describes it, without a look inside."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eyetune.data.cache import file_digest
+from eyetune.data.cache import file_digest, photograph_id
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest, open_manifest
 from eyetune.errors import UserError
@@ -34,11 +34,13 @@ class Seen:
     Args:
         records: the photographs, where they are still there.
         patients: their identifiers, as text.
+        photographs: of a run that notes no records, what :func:`digests` says of its photographs.
         unknown: why photographs cannot be compared; empty when they can.
     """
 
     records: tuple[Record, ...] = ()
     patients: frozenset[str] = frozenset()
+    photographs: frozenset[str] = frozenset()
     unknown: str = ""
 
     @classmethod
@@ -63,7 +65,8 @@ class Seen:
         except UserError:
             records = ()
         lost = len(names) - sum(record.image.is_file() for record in records)
-        return cls(records, patients, f"{lost} of {len(names)} training images are not where they were" if lost else "")
+        unknown = f"{lost} of {len(names)} training images are not where they were" if lost else ""
+        return cls(records, patients, unknown=unknown)
 
 
 def overlap(records: Sequence[Record], seen: Seen, cache: Cache | None = None) -> list[str]:
@@ -73,7 +76,11 @@ def overlap(records: Sequence[Record], seen: Seen, cache: Cache | None = None) -
     not found here: `eyetune data audit` finds them.
     """
     found = []
-    if same := same_photographs(records, seen.records, cache):
+    if seen.photographs:
+        same = [one for one, known in zip(records, digests(records, cache), strict=True) if known in seen.photographs]
+    else:
+        same = same_photographs(records, seen.records, cache)
+    if same:
         names = ", ".join(record.name for record in same[:3]) + (", …" if len(same) > 3 else "")
         found.append(
             f"{len(same)} of its {len(records)} photographs were among those the run was trained or chosen on "
@@ -116,7 +123,7 @@ def digests(records: Sequence[Record], cache: Cache | None = None) -> list[str]:
     found = []
     for record in records:
         try:
-            found.append(digest(record.image).hex()[:16])
+            found.append(photograph_id(digest(record.image)))
         except OSError:
             found.append("")
     return found

@@ -194,7 +194,7 @@ class _Job:
     def describe(self) -> None:
         """What is known before training, into the run folder and on the terminal."""
         from eyetune.adapt.strategy import describe_parameters
-        from eyetune.clip.run import save_text
+        from eyetune.clip.run import PHOTOGRAPHS, save_text, seen_in_training
 
         config, model, folder = self.config, self.built.model, self.folder
         folder.write_config(config)
@@ -222,6 +222,7 @@ class _Job:
             fingerprints={name: pairs.fingerprint for name, pairs in self.splits.items()},
             pairs={name: len(pairs) for name, pairs in self.splits.items()},
             warnings=self.warnings(),
+            **{PHOTOGRAPHS: seen_in_training(self.splits, config.model.start)},
         )
 
     def warnings(self) -> list[str]:

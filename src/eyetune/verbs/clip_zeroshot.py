@@ -113,8 +113,9 @@ def command(
     """
     from eyetune.clip.features import results_of, scale_of
     from eyetune.clip.prompts import class_vectors, read_prompts
-    from eyetune.clip.run import open_clip_run
+    from eyetune.clip.run import learnt_from, open_clip_run
     from eyetune.terminal import show
+    from eyetune.train.leaks import overlap, unnamed_patients
     from eyetune.train.results import add_scores, remarks_table, scores_table
     from eyetune.train.rundir import RunDir
 
@@ -142,7 +143,11 @@ def command(
         whole = _table(seen, asked, vectors, scale)
         test = [row.split == "test" for row in seen.rows] if shots else None
         tables[name] = whole if test is None else whole.take(_rows(test))
-        notes[name] = seen.about | {"prompts": asked.name, "model": opened.fingerprint, "warnings": []}
+        notes[name] = seen.about | {"prompts": asked.name, "model": opened.fingerprint}
+        if main:
+            scored = [one for one in seen.manifest if not shots or one.split == "test"]
+            unnamed = unnamed_patients([one.patient for one in scored])
+            notes[name]["warnings"] = [*overlap(scored, learnt_from(opened)), *unnamed]
         if shots and main:
             notes[name]["few_shot"] = _few_shot(seen, whole, vectors, scale=scale, few=few)
     _drop_others(folder, opened.fingerprint)
@@ -206,8 +211,9 @@ def _of_split(manifest: Manifest, split: str | None, shots: Sequence[int], seed:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The rows of a dataset with their features, and what metrics.json says of them."""
+    """A dataset as it could be read, its rows with their features, and what metrics.json says of them."""
 
+    manifest: Manifest
     rows: list[Subject]
     features: Tensor
     about: dict[str, Any]
@@ -226,7 +232,7 @@ def _look(
     features = look(run, rows, store=store, batch_size=reading.batch_size, workers=reading.workers)
     left = [{"why": why, "images": count} for why, count in whole.left_out]
     said = about(rows, per, left_out)
-    return _Seen(rows, features, said | {"left_out": left + said["left_out"]})
+    return _Seen(whole, rows, features, said | {"left_out": left + said["left_out"]})
 
 
 def _table(seen: _Seen, prompts: Prompts, vectors: Tensor, scale: float) -> Predictions:

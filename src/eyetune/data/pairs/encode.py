@@ -10,8 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eyetune.data.cache import content_digest, file_digest, photograph_id
 from eyetune.data.config import Contrast
 from eyetune.data.pairs.dataset import PhotoDataset
 from eyetune.data.pairs.journal import Journal
@@ -45,6 +46,13 @@ class ImageSettings:
     crop: bool = True
     contrast: Contrast = "none"
     bits: int | None = None
+
+
+class Encoded(NamedTuple):
+    """A prepared photograph: the JPEG, and the :func:`~eyetune.data.cache.photograph_id` of the file it was made of."""
+
+    jpeg: bytes
+    photograph: str
 
 
 class Encoder:
@@ -85,7 +93,7 @@ class Encoder:
         """The key of each, once."""
         return {source: self.key(source) for source in dict.fromkeys(sources)}
 
-    def stored(self, source: InTable) -> bytes:
+    def stored(self, source: InTable) -> Encoded:
         """An image of a TSV table. Raises DataError for what is no base64 or no image."""
         from eyetune.data.photo import decode_image
 
@@ -101,24 +109,28 @@ class Encoder:
         if not self.as_they_are:
             return self.content(data, source.where)
         decode_image(data, source.where)
-        return data
+        return Encoded(data, photograph_id(content_digest(data)))
 
-    def inside(self, stored: Any, where: str) -> bytes:
+    def inside(self, stored: Any, where: str) -> Encoded:
         """An image of the dataset."""
         assert self.dataset is not None
         return self.content(self.dataset.content(stored, where), where)
 
-    def file(self, path: Path) -> bytes:
+    def file(self, path: Path) -> Encoded:
         """A photograph of a file as JPEG. Raises DataError for one that cannot be read."""
         from eyetune.data.fundus import load_square
 
-        return self._jpeg(load_square(path, self.fundus))
+        jpeg = self._jpeg(load_square(path, self.fundus))
+        try:
+            return Encoded(jpeg, photograph_id(file_digest(path)))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}.") from None
 
-    def content(self, data: bytes, where: str) -> bytes:
+    def content(self, data: bytes, where: str) -> Encoded:
         """The same of the bytes of a file."""
         from eyetune.data.fundus import decode_square
 
-        return self._jpeg(decode_square(data, where, self.fundus))
+        return Encoded(self._jpeg(decode_square(data, where, self.fundus)), photograph_id(content_digest(data)))
 
     def _jpeg(self, square: Photo) -> bytes:
         import cv2
@@ -133,7 +145,7 @@ class Encoder:
 OUTSIDE = "beyond the end of the dataset"
 """The fault of an index that a dataset turns out not to have when its end is reached."""
 
-Job = tuple[Source, Callable[[], bytes]]
+Job = tuple[Source, Callable[[], Encoded]]
 
 
 def encode(
@@ -161,7 +173,8 @@ def encode(
                 _in_order(_jobs(waiting, encoder), pool, _AHEAD * workers), start=1
             ):
                 try:
-                    journal.add(keys[source], encode_base64(future.result()))
+                    made = future.result()
+                    journal.add(keys[source], encode_base64(made.jpeg), made.photograph)
                 except DataError as fault:
                     faults[source] = str(fault)
                 update(done)
@@ -197,9 +210,9 @@ def _identity(path: Path) -> str:
         return str(path)
 
 
-def _in_order(jobs: Iterable[Job], pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[Source, Future[bytes]]]:
+def _in_order(jobs: Iterable[Job], pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[Source, Future[Encoded]]]:
     """Every job and its result, in order, with at most `ahead` of them begun."""
-    begun: deque[tuple[Source, Future[bytes]]] = deque()
+    begun: deque[tuple[Source, Future[Encoded]]] = deque()
     for source, job in jobs:
         begun.append((source, pool.submit(job)))
         if len(begun) >= ahead:

@@ -75,7 +75,9 @@ def write_all(folder: Path, plan: Plan, keys: Mapping[Source, str], journal: Jou
     for split in plan.splits:
         samples = plan.of(split)
         texts, ambiguous = texts_of(samples)
-        write_split(folder, split, _images(samples, keys, journal), texts, notes_of(samples, texts))
+        photographs = {journal.photograph(keys[eye]) for sample in samples for eye in sample.sides}
+        notes = notes_of(samples, texts) | {"photographs": sorted(photographs)}
+        write_split(folder, split, _images(samples, keys, journal), texts, notes)
         splits[split] = counts_of(samples, texts, ambiguous)
     if plan.problems:
         plan.problems.write(folder / PROBLEMS)

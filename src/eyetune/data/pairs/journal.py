@@ -1,8 +1,9 @@
 """The photographs prepared so far, kept until the databases are whole: a killed preparation goes on from here.
 
-A line a photograph: its key, a checksum, the image as base64. The key is made of the file (name, size, time) and of how
-it was prepared, so that what is found here is always right: a photograph that was mended, or is wanted at another size,
-has another key. A line that was half written when the process or the machine stopped is cut off.
+A line a photograph: its key, a checksum, the id by which the file is known again, the image as base64. The key is made
+of the file (name, size, time) and of how it was prepared, so that what is found here is always right: a photograph that
+was mended, or is wanted at another size, has another key. A line that was half written when the process or the machine
+stopped is cut off.
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ class Journal:
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, key: str, image: str) -> None:
-        """Keep an image (base64) under a key. Raises UserError when the disk is full."""
-        line = f"{key}\t{_check(key, image):08x}\t{image}\n".encode("ascii")
+    def add(self, key: str, image: str, photograph: str) -> None:
+        """Keep an image (base64), and the id of the file it was made of, under a key. Raises UserError when the disk is
+        full."""
+        line = f"{key}\t{_check(key, photograph, image):08x}\t{photograph}\t{image}\n".encode("ascii")
         try:
             self._stream.seek(self._end)
             self._stream.write(line)
@@ -73,9 +75,16 @@ class Journal:
 
     def get(self, key: str) -> str:
         """The image (base64) under a key that is there."""
+        return self._line(key)[3]
+
+    def photograph(self, key: str) -> str:
+        """The id of the file that the image under a key was made of."""
+        return self._line(key)[2]
+
+    def _line(self, key: str) -> list[str]:
         offset, length = self._places[key]
         self._stream.seek(offset)
-        return self._stream.read(length).decode("ascii").rstrip("\n").rpartition("\t")[2]
+        return self._stream.read(length).decode("ascii").rstrip("\n").split("\t")
 
     def delete(self) -> None:
         """Remove the file: what it held is in the databases."""
@@ -98,12 +107,15 @@ class Journal:
 def _key_of(line: bytes) -> str | None:
     """The key of a line that is whole, else None."""
     try:
-        key, check, image = line.decode("ascii").split("\t")
-        whole = image.endswith("\n") and int(check, 16) == _check(key, image[:-1])
+        key, check, photograph, image = line.decode("ascii").split("\t")
+        whole = image.endswith("\n") and int(check, 16) == _check(key, photograph, image[:-1])
     except ValueError:  # UnicodeDecodeError among them
         return None
     return key if whole else None
 
 
-def _check(key: str, image: str) -> int:
-    return zlib.crc32(image.encode("ascii"), zlib.crc32(key.encode("ascii")))
+def _check(*parts: str) -> int:
+    found = 0
+    for part in parts:
+        found = zlib.crc32(part.encode("ascii"), found)
+    return found

@@ -35,6 +35,8 @@ class PairSet:
         labels: of each text, the label that came with it; None where there was none, or several.
         patient_labels: the same of each patient.
         groups: of each patient, who it really is: two visits of one person are two patients here and one group.
+        photographs: the ids (:func:`eyetune.data.cache.photograph_id`) of the files they were made of; None where
+            nobody noted them.
         warnings: what a reader of results must not overlook.
     """
 
@@ -47,7 +49,7 @@ class PairSet:
         self.text_ids: list[int] = []
         self.links: list[tuple[int, int]] = []
         self._read_pairs()
-        known, labels = _read_pair_notes(folder / NOTES)
+        known, labels, self.photographs = _read_pair_notes(folder / NOTES)
         self.labels = [labels.get(str(number)) for number in self.text_ids]
         self.patient_labels = [known.get(name, {}).get("label") for name in self.patients]
         self.groups = [known.get(name, {}).get("group") or name for name in self.patients]
@@ -200,15 +202,18 @@ def _read_notes(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_pair_notes(path: Path) -> tuple[dict[str, dict[str, str | None]], dict[str, str | None]]:
-    """Of pairs.json what is known of each patient (group, single, label), and the label of each text by its number."""
+def _read_pair_notes(
+    path: Path,
+) -> tuple[dict[str, dict[str, str | None]], dict[str, str | None], frozenset[str] | None]:
+    """Of pairs.json what is known of each patient (group, single, label), the label of each text by its number, and
+    the ids of the photographs."""
     notes = _read_notes(path)
-    patients, labels = notes.get("patients", {}), notes.get("labels", {})
+    patients, labels, photographs = notes.get("patients", {}), notes.get("labels", {}), notes.get("photographs")
     cells = [patients, labels, *(patients.values() if isinstance(patients, dict) else ())]
-    if all(isinstance(cell, dict) for cell in cells):
+    if all(isinstance(cell, dict) for cell in cells) and (photographs is None or isinstance(photographs, list)):
         texts = [value for cell in cells[1:] for value in cell.values()]
-        if all(text is None or isinstance(text, str) for text in texts):
-            return patients, labels
+        if all(text is None or isinstance(text, str) for text in [*texts, *(photographs or ())]):
+            return patients, labels, None if photographs is None else frozenset(photographs)
     raise DataError(f"{path} does not say what it should. Make it anew with eyetune clip prepare.")
 
 

@@ -35,7 +35,7 @@ def write_split(
         images: a row a patient; consumed once.
         texts: every patient they name has images.
         notes: the content of pairs.json:
-            {"patients": {name: {"group", "single", "label"}}, "labels": {text_id: label}}.
+            {"patients": {name: {"group", "single", "label"}}, "labels": {text_id: label}, "photographs": [id]}.
 
     Raises MissingExtra without lmdb; UserError when the disk is full or not ours to write.
     """
