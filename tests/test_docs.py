@@ -1,6 +1,7 @@
 """README and docs: every field, link, command and configuration they show is one that exists.
 
-`python tests/test_docs.py --write` writes the tables of docs/configuration.md anew.
+`python tests/test_docs.py --write` writes anew what the code knows: the tables of fields, the commands with their
+flags, the metrics, the licences.
 """
 
 from __future__ import annotations
@@ -10,122 +11,31 @@ import importlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from docs_kit import DOCS, GENERATED, PAGES, ROOT, WRITE, Block, blocks, commands, prose, write, written
 
 from eyetune.adapt import STRATEGIES
 from eyetune.backbones import BACKBONES
 from eyetune.clip.config import ClipConfig
 from eyetune.comparison.plan import read_plan
-from eyetune.config import Config, Flag, RunConfig, flags
+from eyetune.config import Config
 from eyetune.flags import parse
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CONFIGURATION = ROOT / "docs" / "configuration.md"
-WRITE = "python tests/test_docs.py --write"
-FIELDS = re.compile(r"(<!-- fields:[^\n]*-->\n).*?(<!-- /fields -->)", re.DOTALL)
-CLIP_FIELDS = re.compile(r"(<!-- clip fields:[^\n]*-->\n).*?(<!-- /clip fields -->)", re.DOTALL)
-SHELL = ("bash", "sh", "console")
+# -- what the code writes ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page: its language, its text, and where it starts."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def blocks(*languages: str) -> list[Block]:
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-            if match[1] in languages:
-                found.append(Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2]))
-    return found
-
-
-def prose(page: Path) -> str:
-    """The page without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-
-
-def commands() -> Iterator[tuple[str, list[str]]]:
-    """(where, words after `eyetune`) of every command in a shell block."""
-    for block in blocks(*SHELL):
-        for line in block.text.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["eyetune"]:
-                yield f"{block}: {line}", words[1:]
-
-
-# -- the fields --------------------------------------------------------------------------------------------------------
-
-
-def field_tables(config: type[RunConfig] = Config) -> str:
-    """Every field of a configuration as Markdown: a table a section, and one a strategy."""
-    tables: dict[str, list[Flag]] = {}
-    for flag in flags(config):
-        kind = re.match(r"\((\w[\w-]*)\) ", flag.help)
-        section = flag.path.rpartition(".")[0]
-        title = f"`{section}`" if section else "The run"
-        if section == "adapt" and kind:
-            title, flag = f"`adapt` with `kind: {kind[1]}`", flag._replace(help=flag.help[kind.end() :])
-        tables.setdefault(title, []).append(flag)
-    lines: list[str] = []
-    for title, rows in tables.items():
-        lines += [f"### {title}", "", "| field | type | default | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{row.path}` | `{_cell(row.type)}` | {_default(row)} | {_cell(row.help)} |" for row in rows]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _default(flag: Flag) -> str:
-    if flag.default is None:
-        return "**required**" if flag.path in (Config.REQUIRED, ClipConfig.REQUIRED) else "–"
-    value = flag.default
-    text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
-    return f"`{text.lower() if isinstance(value, bool) else text}`"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
-
-
-def with_fields(text: str) -> str:
-    assert FIELDS.search(text), "docs/configuration.md has lost its <!-- fields --> markers"
-    text = FIELDS.sub(lambda match: f"{match[1]}\n{field_tables()}\n{match[2]}", text)
-    assert CLIP_FIELDS.search(text), "docs/configuration.md has lost its <!-- clip fields --> markers"
-    of_clip = re.sub(r"^(### .*)", r"\1 of `kind: clip`", field_tables(ClipConfig), flags=re.MULTILINE)
-    return CLIP_FIELDS.sub(lambda match: f"{match[1]}\n{of_clip}\n{match[2]}", text)
-
-
-def test_configuration_lists_every_field() -> None:
-    text = CONFIGURATION.read_text(encoding="utf-8")
-    assert with_fields(text) == text, f"docs/configuration.md is not what the code says. Write it anew: {WRITE}"
+@pytest.mark.parametrize("page", GENERATED)
+def test_a_page_is_what_the_code_says(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert written(page) == text, f"docs/{page} is not what the code says. Write it anew: {WRITE}"
 
 
 def test_only_the_table_is_required() -> None:
     config = Config.parse({"data": {"table": "labels.csv"}}, check_files=False)
     assert config.data.table == "labels.csv"
-
-
-def test_configuration_names_every_metric() -> None:
-    from eyetune.metrics.scores import METRICS
-
-    text = CONFIGURATION.read_text(encoding="utf-8")
-    assert [name for name in METRICS.names() if f"`{name}`" not in text] == []
 
 
 # -- what the pages show -----------------------------------------------------------------------------------------------
@@ -140,7 +50,7 @@ def test_pages_were_found() -> None:
 
 
 def test_every_page_is_in_the_site() -> None:
-    front = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    front = (DOCS / "index.md").read_text(encoding="utf-8")
     listed = re.findall(
         r"^(?:.*<)?([\w./-]+)>?$", "".join(re.findall(r"```{toctree}\n(.*?)```", front, re.DOTALL)), re.M
     )
@@ -276,7 +186,7 @@ def test_json_is_json(block: Block) -> None:
 
 
 def test_backbones_page_agrees_with_the_specs() -> None:
-    page = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+    page = (DOCS / "backbones.md").read_text(encoding="utf-8")
     for name, spec in BACKBONES:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
         assert f"| {spec.parameters:,} | {spec.pixels} | {spec.preprocess.fit} |" in row
@@ -288,7 +198,7 @@ def test_backbones_page_agrees_with_the_specs() -> None:
 
 
 def test_strategies_page_agrees_with_the_rates() -> None:
-    page = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
+    page = (DOCS / "strategies.md").read_text(encoding="utf-8")
     for name, config in STRATEGIES:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         assert float(row.split("|")[3]) == config.default_lr
@@ -331,5 +241,4 @@ def test_the_worked_strategy_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit(f"usage: {WRITE}")
-    CONFIGURATION.write_text(with_fields(CONFIGURATION.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote the fields of the configuration into {CONFIGURATION.relative_to(ROOT)}")
+    print(f"changed: {', '.join(write()) or 'nothing'}")

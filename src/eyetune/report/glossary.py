@@ -10,8 +10,9 @@ SOURCES: dict[str, str] = {
     "cohen1960": "Cohen 1960, A coefficient of agreement for nominal scales",
     "cohen1968": "Cohen 1968, Weighted kappa: nominal scale agreement with provision for scaled disagreement",
     "brodersen": "Brodersen et al. 2010, The balanced accuracy and its posterior distribution",
+    "good": "Good 1952, Rational decisions",
     "guo": "Guo et al. 2017, On calibration of modern neural networks",
-    "nixon": "Nixon et al. 2019, Measuring calibration in deep learning",
+    "nguyen": "Nguyen and O'Connor 2015, Posterior calibration and exploratory analysis for NLP models",
     "hanley": "Hanley and McNeil 1982, The meaning and use of the area under a ROC curve",
     "davis": "Davis and Goadrich 2006, The relationship between precision-recall and ROC curves",
     "wilkinson": "Wilkinson et al. 2003, Proposed international clinical diabetic retinopathy severity scale",
@@ -25,6 +26,10 @@ SOURCES: dict[str, str] = {
     "lee": "Lee et al. 2018, A simple unified framework for detecting out-of-distribution samples",
     "adebayo": "Adebayo et al. 2018, Sanity checks for saliency maps",
     "mitchell": "Mitchell et al. 2019, Model cards for model reporting",
+    "pearson": "Pearson 1895, Note on regression and inheritance in the case of two parents",
+    "rijsbergen": "van Rijsbergen 1979, Information retrieval",
+    "schapire": "Schapire and Singer 1999, Improved boosting algorithms using confidence-rated predictions",
+    "spearman": "Spearman 1904, The proof and measurement of association between two things",
     "sklearn": "as in scikit-learn",
 }
 
@@ -55,10 +60,12 @@ TERMS: dict[str, Term] = {
     ),
     "precision_macro": Term("Precision, mean of classes", "Of those called a class, the share that are, averaged."),
     "recall_macro": Term("Recall, mean of classes", "Of those that are a class, the share called so, averaged."),
-    "f1_macro": Term("F1, mean of classes", "The balance of precision and recall of each class, averaged."),
+    "f1_macro": Term(
+        "F1, mean of classes", "The balance of precision and recall of each class, averaged.", "rijsbergen"
+    ),
     "precision_weighted": Term("Precision, by class size", "Precision averaged with each class counting by its size."),
     "recall_weighted": Term("Recall, by class size", "Recall averaged by class size: the accuracy again."),
-    "f1_weighted": Term("F1, by class size", "F1 averaged with each class counting by its size."),
+    "f1_weighted": Term("F1, by class size", "F1 averaged with each class counting by its size.", "rijsbergen"),
     "auroc_macro": Term(
         "AUROC",
         "Area under the ROC curve: of two photographs, one with the finding and one without, how often the one with it "
@@ -77,10 +84,10 @@ TERMS: dict[str, Term] = {
         "Expected calibration error: how far, on average, “80 % sure” is from being right 80 times in 100. 0 is best.",
         "guo",
     ),
-    "ece_equal_mass": Term("ECE, equal bins", "The ECE with as many photographs in every bin.", "nixon"),
+    "ece_equal_mass": Term("ECE, equal bins", "The ECE with as many photographs in every bin.", "nguyen"),
     "brier": Term("Brier score", "Mean squared distance of the probabilities from the truth. 0 is best.", "brier"),
     "nll": Term(
-        "Log loss", "How surprised the probabilities are by the truth; one sure mistake costs much. 0 is best.", "guo"
+        "Log loss", "How surprised the probabilities are by the truth; one sure mistake costs much. 0 is best.", "good"
     ),
     "referable_auroc": Term("Referable DR: AUROC", "AUROC of grade 2 or worse against grade 0 and 1.", "wilkinson"),
     "referable_sensitivity": Term(
@@ -97,14 +104,18 @@ TERMS: dict[str, Term] = {
     ),
     "auroc_micro": Term("AUROC, pooled", "AUROC of all photographs and labels taken together.", "hanley"),
     "auprc_micro": Term("AUPRC, pooled", "AUPRC of all photographs and labels taken together.", "davis"),
-    "f1_micro": Term("F1, pooled", "F1 of all photographs and labels taken together."),
+    "f1_micro": Term("F1, pooled", "F1 of all photographs and labels taken together.", "rijsbergen"),
     "exact_match": Term("Exact match", "Of all photographs, the share with every label right."),
-    "hamming_loss": Term("Wrong labels", "Of all labels of all photographs, the share that is wrong. 0 is best."),
+    "hamming_loss": Term(
+        "Wrong labels", "Of all labels of all photographs, the share that is wrong. 0 is best.", "schapire"
+    ),
     "mae": Term("Mean absolute error", "How far off the number is on average, in its own units. 0 is best."),
     "rmse": Term("RMSE", "Root of the mean squared error, in the number's units: large misses count more. 0 is best."),
     "r2": Term("R²", "Share of the differences between people that is explained; below 0 is worse than the mean."),
-    "pearson": Term("Pearson's r", "Linear correlation: 1 also for a model that is wrong by a constant factor."),
-    "spearman": Term("Spearman's rho", "Correlation of the ranks: whether larger is called larger."),
+    "pearson": Term(
+        "Pearson's r", "Linear correlation: 1 also for a model that is wrong by a constant factor.", "pearson"
+    ),
+    "spearman": Term("Spearman's rho", "Correlation of the ranks: whether larger is called larger.", "spearman"),
     "ccc": Term("Concordance", "Lin's concordance correlation: how close to saying the very number. 1 is best.", "lin"),
     "bias": Term("Bias", "Mean of predicted less true: how far it is off on the whole.", "bland"),
     "loa_low": Term("Lower limit of agreement", "About 95 % of errors lie between this and the upper one.", "bland"),
@@ -119,7 +130,7 @@ TERMS: dict[str, Term] = {
     ),
     "precision": Term("Precision (PPV)", "Of those called this class, the share that are.", "altman"),
     "recall": Term("Recall (sensitivity)", "Of those of this class, the share called so.", "altman"),
-    "f1": Term("F1", "The harmonic mean of precision and recall."),
+    "f1": Term("F1", "The harmonic mean of precision and recall.", "rijsbergen"),
     "auroc": Term("AUROC", "This class against the rest.", "hanley"),
     "auprc": Term("AUPRC", "This class against the rest; chance is its share.", "davis"),
     "support": Term("Images", "Photographs of this class."),
