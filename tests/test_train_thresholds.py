@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import cohen_kappa_score  # type: ignore[import-untyped]
 
-from eyetune.train.thresholds import midpoints, ordered_probit, tune
+from eyetune.metrics.heads import midpoints
+from eyetune.train.thresholds import ordered_probit, tune
 
 
 def qwk(numbers: NDArray[np.float64], grades: NDArray[np.int64], thresholds: NDArray[np.float64]) -> float:

@@ -31,18 +31,15 @@ from torch import Tensor
 
 from eyetune.adapt.task import TaskConfig
 from eyetune.errors import RunError
-from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
+from eyetune.metrics.heads import TINY, Head, midpoints
 from eyetune.metrics.scores import primary_metric
-from eyetune.train.thresholds import midpoints, ordered_probit, tune
+from eyetune.train.thresholds import ordered_probit, tune
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from eyetune.data.records import Manifest
     from eyetune.metrics.table import Table
-
-TINY = 1e-12
-"""The least probability a class is given by a head whose probabilities may vanish: its logarithm must be a number."""
 
 
 class Rows(NamedTuple):
@@ -106,9 +103,14 @@ class Answer(ABC):
     def losses(self, raw: Tensor, target: Tensor, objective: Objective) -> Tensor:
         """raw float[B, outputs], target as the loader gives it (or blended) -> float32[B]."""
 
-    @abstractmethod
+    @property
+    def reading(self) -> Head:
+        """How its numbers are read, by whoever has them and no PyTorch."""
+        return Head.model_validate(self.card())
+
     def table(self, raw: Tensor, targets: NDArray[Any], rows: Rows) -> Table:
         """What was said of N images: raw float[N, outputs], targets as :meth:`Manifest.targets` has them."""
+        return self.reading.tell(raw.numpy(), self.names, targets=targets, **rows._asdict())
 
     @abstractmethod
     def evidence(self, raw: Tensor) -> Tensor:
@@ -185,14 +187,9 @@ class Classes(Answer):
         smoothing = objective.smoothing
         return F.cross_entropy(logits, target, weight=weights, label_smoothing=smoothing, reduction="none")
 
-    def table(self, raw: Tensor, targets: NDArray[Any], rows: Rows) -> Predictions:
-        """The raw numbers are the logits."""
-        logits = self.evidence(raw).numpy()
-        return Predictions(*rows, targets, logits, self.names, self.calls(raw), self.ordered)
-
     def calls(self, raw: Tensor) -> NDArray[np.int64] | None:
         """int64[N]: the class called; None: the most probable one."""
-        return None
+        return self.reading.calls(raw.double().numpy(), len(self.names))
 
     def right(self, raw: Tensor, target: Tensor) -> float:
         """Share of images whose class is called right."""
@@ -242,10 +239,6 @@ class Grades(Classes):
         above = self.above(_double(raw))
         ones, zeros = above.new_ones(len(above), 1), above.new_zeros(len(above), 1)
         return (torch.cat([ones, above], 1) - torch.cat([above, zeros], 1)).clamp_min(TINY).log()
-
-    def calls(self, raw: Tensor) -> NDArray[np.int64]:
-        """int64[N]: how many grades it is more likely above than not."""
-        return (self.above(_double(raw)) > 0.5).sum(dim=1).numpy()
 
 
 @dataclass(frozen=True)
@@ -327,11 +320,6 @@ class Ranked(Grades):
         """raw float[B, 1] -> the same in grades."""
         return self.mean + self.std * raw
 
-    def calls(self, raw: Tensor) -> NDArray[np.int64]:
-        """int64[N]: how many thresholds the number is above."""
-        thresholds = midpoints(len(self.names)) if self.thresholds is None else np.array(self.thresholds)
-        return (self.number(raw.double()).numpy() > thresholds).sum(axis=1)
-
     def learnt_from(self, train: Manifest) -> Ranked:
         """With the mean and the spread of the training grades."""
         grades = train.targets()
@@ -396,10 +384,6 @@ class Labels(Answer):
         both = having + lacking
         return torch.tensor(np.stack([both / (2 * lacking), both / (2 * having)]), dtype=torch.float32)
 
-    def table(self, raw: Tensor, targets: NDArray[Any], rows: Rows) -> LabelPredictions:
-        """The raw numbers are the logits of having each label."""
-        return LabelPredictions(*rows, np.nan_to_num(targets, nan=-1), raw.numpy(), self.names)
-
     def evidence(self, raw: Tensor) -> Tensor:
         """float[B, L]: the logits."""
         return raw
@@ -444,10 +428,6 @@ class Number(Answer):
     def weights(self, train: Manifest) -> Tensor:
         """There are no classes to weigh."""
         raise ValueError("a number has no classes to weigh")
-
-    def table(self, raw: Tensor, targets: NDArray[Any], rows: Rows) -> ValuePredictions:
-        """In the units of the table."""
-        return ValuePredictions(*rows, targets, self.evidence(_double(raw))[:, 0].numpy(), self.names[0])
 
     def evidence(self, raw: Tensor) -> Tensor:
         """float[B, 1]: the number itself."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eyetune.metrics.heads import midpoints
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -19,11 +21,6 @@ TINY = 1e-12
 
 FAR = 1e6
 """In grades: beyond every number, and unlike infinity with a derivative."""
-
-
-def midpoints(classes: int) -> Floats:
-    """float64[K - 1]: half-way between the grades 0..K-1."""
-    return np.arange(classes - 1, dtype=np.float64) + 0.5
 
 
 def tune(numbers: Floats, grades: NDArray[np.int64], classes: int) -> Floats:
