@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from eyetune.backbones import BACKBONES, hub, load_backbone
+from eyetune.backbones import BACKBONES, hub, load_backbone, timm_any
 from eyetune.backbones.spec import BackboneSpec
 from eyetune.errors import MissingExtra, WeightsError
 
@@ -191,15 +191,37 @@ def test_timm_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
             raise http_error("LocalEntryNotFoundError")
         return create(name, **options)
 
+    monkeypatch.setattr(timm_any, "check_connection", lambda name: None)
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(WeightsError, match=r"resnet18.*Check the connection"):
         load_backbone("resnet18", "hub")
+
+
+def test_timm_is_not_asked_where_no_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm would try twelve times, for most of a minute; what this machine has is used without asking."""
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def unreachable(request: Any, timeout: float) -> Any:
+        asked.append(request.full_url)
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(timm_any, "build", lambda *args, **options: pytest.fail("timm was asked"))
+    with pytest.raises(WeightsError, match=r"resnet18 \(.*not known.*\)\. Check the connection"):
+        load_backbone("resnet18", "hub")
+    assert len(asked) == 1
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: f"/cache/{file}")
+    timm_any.check_connection("resnet18")
+    assert len(asked) == 1
 
 
 def test_timm_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
     create = timm.create_model
+    monkeypatch.setattr(timm_any, "check_connection", lambda name: None)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: create(name, **options))
     backbone = load_backbone("resnet18", "hub")
     assert backbone.report is not None

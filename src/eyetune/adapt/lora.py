@@ -375,9 +375,25 @@ def merge(model: Classifier) -> Classifier:
 
     Raises RunError when the adapter's values are not finite, ValueError when the model has no adapter.
     """
-    name = _active(model)
+    _active(model)
     merged = copy.deepcopy(model)
-    network = merged.backbone.network
+    merge_in_place(merged)
+    return merged
+
+
+def merge_in_place(model: Classifier) -> None:
+    """Add the adapter in use into the weights of `model`, which becomes a plain network, all of which trains.
+
+    Without a second copy of a large network, and without a way back. Raises as :func:`merge`: values that are not
+    finite are found before anything changes.
+    """
+    import torch
+
+    name = _active(model)
+    network = model.backbone.network
+    for own, parameter in network.named_parameters():
+        if _belongs_to(own, name) and not torch.isfinite(parameter).all():
+            raise RunError(f"the adapter {name!r} cannot be merged: {own} holds NaN or infinity.")
     for path, layer in _lora_layers(network):
         try:
             layer.merge(safe_merge=True, adapter_names=[name])
@@ -386,9 +402,8 @@ def merge(model: Classifier) -> Classifier:
         _replace(network, path, layer.get_base_layer())
     _unwrap_classifier(network)
     del network.peft_config
-    merged.heads, merged.adapter, merged._base_fingerprint = {}, None, None
-    merged.requires_grad_(True)
-    return merged
+    model.heads, model.adapter, model._base_fingerprint = {}, None, None
+    model.requires_grad_(True)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

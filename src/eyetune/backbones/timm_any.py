@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+import urllib.error
+import urllib.request
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eyetune.backbones.spec import BACKBONES, BackboneSpec, KeyLayout, Preprocess
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from eyetune.backbones.weights import LoadReport
+
+_TIMEOUT = 15.0
+"""Seconds to wait for the server of timm's weights to answer at all."""
 
 _PLAIN = Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # where timm states no normalisation
 
@@ -85,6 +92,7 @@ def pretrained(spec: BackboneSpec, pixels: int, pool: str) -> tuple[nn.Module, L
     from eyetune.backbones.weights import LoadReport
 
     try:
+        check_connection(spec.name)
         network = build(spec.name, pixels, pool, pretrained=True)
     except RuntimeError as error:
         raise WeightsError(
@@ -99,6 +107,26 @@ def pretrained(spec: BackboneSpec, pixels: int, pool: str) -> tuple[nn.Module, L
         ) from error
     names = tuple((name, name) for name in network.state_dict())
     return network, LoadReport(spec.source, "", spec.name, "fetched and matched by timm", "", (), names)
+
+
+def check_connection(name: str) -> None:
+    """Raise OSError where timm's weights are not on this machine and their server cannot be reached.
+
+    Asked first, it answers at once; the library behind timm would knock twelve times, for most of a minute.
+    """
+    import timm
+    import torch
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id or constants.HF_HUB_OFFLINE:
+        return
+    kept = (try_to_load_from_cache(config.hf_hub_id, file) for file in ("model.safetensors", "pytorch_model.bin"))
+    older = Path(torch.hub.get_dir()) / "checkpoints" / (config.url or "").rpartition("/")[2]
+    if any(isinstance(path, str) for path in kept) or older.is_file():
+        return
+    with contextlib.suppress(urllib.error.HTTPError):  # any answer is a connection
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_TIMEOUT)  # noqa: S310
 
 
 @lru_cache(maxsize=64)
