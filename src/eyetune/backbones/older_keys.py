@@ -56,7 +56,7 @@ def read_parts(path: Path) -> Parts:
     """
     file = _file_of(path)
     checkpoint = open_checkpoint(file)
-    container, tensors = _container(checkpoint)
+    container, tensors = main_container(checkpoint)
     parts = Parts(file, checkpoint, container, dict(_said(checkpoint.content)) | _peft_config(file))
     parts.dropped += [
         (one or "(flat)", f"weights are read from {container!r}") for one in checkpoint.containers() if one != container
@@ -128,7 +128,7 @@ def class_names(said: Mapping[str, Any], count: int) -> tuple[str, ...] | None:
     return None
 
 
-def _container(checkpoint: Checkpoint) -> tuple[str, dict[str, Tensor]]:
+def main_container(checkpoint: Checkpoint) -> tuple[str, dict[str, Tensor]]:
     """The mapping with the most tensors; of equals the one with the more usual name."""
     found = checkpoint.containers()
     if not found:
@@ -146,7 +146,7 @@ def _sort(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
         if ".original_module." in key:
             parts.dropped.append((key, _BEFORE_PEFT))
             continue
-        name = _plain(key)
+        name = plain_name(key)
         if match := _LORA.match(name):
             layer, side = match.groups()
             if side in parts.lora.setdefault(layer, {}):
@@ -168,7 +168,8 @@ def _sort(parts: Parts, tensors: Mapping[str, Tensor]) -> None:
         raise WeightsError(f"{file} holds {what}.")
 
 
-def _plain(key: str) -> str:
+def plain_name(key: str) -> str:
+    """The name of a tensor without what wrappers (PEFT, DataParallel, a classifier around it) put before it."""
     key = key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
     while prefix := next((one for one in _WRAPPERS if key.startswith(one) and len(key) > len(one)), None):
         key = key[len(prefix) :]

@@ -10,9 +10,8 @@ from eyetune.adapt import parse_adapt
 from eyetune.backbones import find_spec, load_backbone
 from eyetune.errors import ConfigError, WeightsError
 from eyetune.guides.network import TICK, GuideNetwork, file_or_word
-
-BASELINES = ("baseline", "timm", "classifier")
-"""What `model.type` calls this network, where it says anything."""
+from eyetune.guides.settings import Group, GuideConfig
+from eyetune.older_config import TYPES, read_keys
 
 
 class DRClassifier(GuideNetwork):
@@ -36,6 +35,7 @@ class DRClassifier(GuideNetwork):
         num_classes: int = 5,
         pretrained: bool = True,
         dropout_rate: float = 0.3,
+        *,
         freeze_backbone: bool = False,
         checkpoint_path: str | Path | None = None,
     ) -> None:
@@ -64,24 +64,29 @@ class DRClassifier(GuideNetwork):
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
-        """As the `model` section of a guide's YAML says: `Config.from_yaml(…).model`, or a mapping.
+        """As the `model` section of a guide's configuration says.
 
-        Raises ConfigError for the section of another kind of model, and for fields that this one has not.
+        Args:
+            config: `Config.from_yaml(…).model`, a mapping, or any object with such attributes.
+
+        Raises ConfigError for the section of another kind of model, and for a key that there is not.
         """
-        section = dict(config) if isinstance(config, Mapping) else dict(vars(config))
-        kind = section.pop("type", None)
-        if kind not in (None, *BASELINES):
+        if not isinstance(config, Group):
+            section = config if isinstance(config, Mapping) else vars(config)
+            config = GuideConfig(read_keys({"model": dict(section)}, "the model section")).model
+        if TYPES.get(str(config.type).lower(), config.type) not in (None, "baseline"):
             raise ConfigError(
-                f"model.type is {kind!r}: DRClassifier is for timm backbones. Use RETFoundLoRA (retfound_lora) or "
-                "load_retfound_model (retfound)."
+                f"model.type is {config.type!r}: DRClassifier is for timm's networks. Use RETFoundLoRA (retfound_lora) "
+                "or load_retfound_model (retfound)."
             )
-        names = {"name": "model_name", "dropout": "dropout_rate"}
-        fields = {names.get(key, key): value for key, value in section.items() if value is not None}
-        known = ("model_name", "num_classes", "pretrained", "dropout_rate", "freeze_backbone", "checkpoint_path")
-        unknown = [f"model.{key}" for key in section if names.get(key, key) not in known]
-        if unknown:
-            raise ConfigError(f"DRClassifier has no {', '.join(unknown)}. Its fields: {', '.join(known)}.")
-        return cls(**fields)
+        return cls(
+            config.name,
+            config.num_classes,
+            config.pretrained,
+            config.dropout,
+            freeze_backbone=config.freeze_backbone,
+            checkpoint_path=config.checkpoint_path,
+        )
 
     def freeze_backbone(self) -> None:
         """Only the linear layer trains; the backbone stays in eval mode, its batch statistics too."""

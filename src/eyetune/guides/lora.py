@@ -22,10 +22,6 @@ from eyetune.guides.retfound import backbone_of
 TENSORS = "lora_state_dict"
 """Where in the file of adapters the tensors are."""
 
-_SAID = {"variant": "model_variant", "lora_alpha": "lora_alpha", "lora_r": "lora_r", "num_classes": "num_classes"}
-_SAID |= {"target_modules": "target_modules"}
-"""What the file says -> the argument of :class:`RETFoundLoRA` that must agree."""
-
 
 class RETFoundLoRA(GuideNetwork):
     """RETFound or RETFound-Green, frozen, with low-rank adapters, under a LayerNorm, dropout and a linear layer.
@@ -51,6 +47,7 @@ class RETFoundLoRA(GuideNetwork):
         num_classes: int = 5,
         lora_r: int = 8,
         lora_alpha: float = 32,
+        *,
         lora_dropout: float = 0.1,
         head_dropout: float = 0.3,
         target_modules: Sequence[str] | None = None,
@@ -105,12 +102,7 @@ class RETFoundLoRA(GuideNetwork):
         tensors = content.get(TENSORS)
         if not isinstance(tensors, Mapping) or "fingerprint" not in content:
             raise RunError(f"{path} holds no adapters that save_lora_adapters wrote.")
-        own = self.described()
-        other = [
-            f"{argument}: {content.get(key)!r} in the file, {own[key]!r} here"
-            for key, argument in _SAID.items()
-            if content.get(key) != own[key]
-        ]
+        other = self.differences(content)
         if other:
             raise RunError(
                 f"the adapters in {path} are of another model:\n{listing(other)}\n"

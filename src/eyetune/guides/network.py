@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -69,6 +70,15 @@ class GuideNetwork(Classifier):
             "pixels": self.backbone.preprocess.pixels,
             "num_classes": self.num_classes,
         }
+
+    def differences(self, said: Mapping[str, Any]) -> list[str]:
+        """In what a file that says this of its network (as :meth:`described`) differs from this one, in words."""
+        own = self.described()
+        return [
+            f"{name}: {said[name]!r} in the file, {value!r} here"
+            for name, value in own.items()
+            if said.get(name, value) != value
+        ]
 
 
 def check_count(name: str, value: Any, *, least: int) -> None:

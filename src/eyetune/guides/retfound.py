@@ -8,9 +8,7 @@ from typing import Any
 from eyetune.backbones import BACKBONES, load_backbone
 from eyetune.errors import ConfigError, UserError, did_you_mean
 from eyetune.guides.network import GuideNetwork, file_or_word
-
-VARIANTS = {"large": "retfound", "green": "retfound-green"}
-"""What the guides call the two networks -> what EyeTune calls them."""
+from eyetune.older_config import VARIANTS
 
 GREEN_PIXELS = 392
 
@@ -23,11 +21,6 @@ def backbone_of(variant: str) -> str:
             "green (RETFound-Green)."
         )
     return VARIANTS[variant]
-
-
-def variant_of(backbone: str) -> str:
-    """What the guides call a backbone of EyeTune; the name itself where they do not know it."""
-    return next((variant for variant, name in VARIANTS.items() if name == backbone), backbone)
 
 
 class VisionTransformer(GuideNetwork):
@@ -50,6 +43,7 @@ class VisionTransformer(GuideNetwork):
         num_classes: int = 5,
         global_pool: bool = False,
         dropout: float = 0.3,
+        *,
         model_variant: str = "large",
         checkpoint_path: str | Path = "random",
         img_size: int | None = None,
@@ -73,7 +67,7 @@ def load_retfound_model(
 
     Arguments and errors as for :class:`VisionTransformer`.
     """
-    return VisionTransformer(num_classes, global_pool, dropout, "large", checkpoint_path)
+    return VisionTransformer(num_classes, global_pool, dropout, checkpoint_path=checkpoint_path)
 
 
 def get_retfound_green(
@@ -88,11 +82,13 @@ def get_retfound_green(
             "get_retfound_green(pretrained=True): timm has no weights of RETFound-Green. Download "
             "retfoundgreen_statedict.pth and use load_retfound_green_model(FILE)."
         )
-    return VisionTransformer(num_classes, True, dropout, "green", "random", img_size)
+    return VisionTransformer(num_classes, True, dropout, model_variant="green", img_size=img_size)
 
 
 def load_retfound_green_model(
     checkpoint_path: str | Path, num_classes: int = 5, img_size: int = GREEN_PIXELS, dropout: float = 0.3
 ) -> VisionTransformer:
     """RETFound-Green from its published file; otherwise as :func:`load_retfound_model`, without the choice of pool."""
-    return VisionTransformer(num_classes, True, dropout, "green", checkpoint_path, img_size)
+    return VisionTransformer(
+        num_classes, True, dropout, model_variant="green", checkpoint_path=checkpoint_path, img_size=img_size
+    )

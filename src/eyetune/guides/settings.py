@@ -71,6 +71,11 @@ class GuideConfig(Group):
         super().__init__("", own)
         self.__dict__.update({name: Group(name, own) for name in ("model", "data", "training")}, source=source)
 
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> GuideConfig:
+        """As :func:`read_guide_config`."""
+        return read_guide_config(path)
+
     @property
     def said(self) -> Mapping[str, Any]:
         """What was given or set, by the name of the key."""
