@@ -23,6 +23,7 @@ from eyetune.clip.config import ClipConfig
 from eyetune.comparison.plan import read_plan
 from eyetune.config import Config
 from eyetune.flags import parse
+from eyetune.searching.plan import read_plan as read_search
 
 # -- what the code writes ----------------------------------------------------------------------------------------------
 
@@ -150,6 +151,14 @@ def test_yaml_is_a_configuration(block: Block, tmp_path: Path, monkeypatch: pyte
         monkeypatch.chdir(tmp_path)
         Path("labels.csv").touch()
         assert read_plan([str(path)]).cells
+        return
+    if "\nsearch:" in block.text:
+        monkeypatch.chdir(tmp_path)
+        for name in ("labels.csv", "models/retfoundgreen_statedict.pth"):
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).touch()
+        Path("photos").mkdir()
+        assert read_search([str(path)]).space.fields
         return
     if "\nkind: clip" in f"\n{block.text}":
         ClipConfig.from_yaml(path, check_files=False)

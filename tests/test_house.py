@@ -23,7 +23,7 @@ FLOORS = [
     {"metrics", "config"},
     {"train", "flags"},
     {"clip", "checks", "comparison", "heatmaps"},
-    {"report", "predicting"},
+    {"report", "predicting", "searching"},
     {"verbs"},
     {"cli"},
     {"guides"},
@@ -129,6 +129,7 @@ data table
 data cache
 embed
 compare
+search
 report
 clip prepare
 models

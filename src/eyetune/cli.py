@@ -35,6 +35,7 @@ app.command(
 app.command(
     "eyetune.verbs.compare:app", name="compare", help="Strategies, backbones, seeds: one table, and what differs."
 )
+app.command("eyetune.verbs.search:app", name="search", help="The best settings, by Optuna, judged on validation.")
 app.command("eyetune.verbs.embed:command", name="embed", help="Features of every image, for probes and retrieval.")
 app.command("eyetune.verbs.predict:command", name="predict", help="Files, folders or tables in; one row an image out.")
 app.command("eyetune.verbs.report:command", name="report", help="One HTML page a run, and its model card.")

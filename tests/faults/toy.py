@@ -217,17 +217,17 @@ class Watcher:
         for owner, name, phase in (
             (finetune, "prepare_data", "reading"),
             (finetune, "build_model", "building"),
-            (finetune._Job, "describe", "describing"),
+            (finetune.Job, "describe", "describing"),
             (loop, "compute_once", "computing"),
             (loop, "train_epoch", "training"),
             (SupervisedTask, "validate", "validating"),
             (loop._Trainer, "_commit", "saving"),
-            (finetune._Job, "score", "predicting"),
+            (finetune.Job, "score", "predicting"),
             (results, "add_scores", "scoring"),
             (mistakes, "remember", "writing"),
             (Lora, "write_artifacts", "writing"),
             (plots, "learning_curves", "writing"),
-            (finetune._Job, "report", "writing"),
+            (finetune.Job, "report", "writing"),
         ):
             setattr(owner, name, self._noting(getattr(owner, name), phase))
 

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+AfterEpoch = Callable[[int, float | None, dict[str, Any]], None]
+"""Told of every epoch that is done and saved: which (from 0), its validation metric, its row of history.csv."""
+
 
 @dataclass
 class Progress:
@@ -91,6 +94,7 @@ def fit(
     features_once: bool = False,
     settings: dict[str, Any] | None = None,
     say: Say | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> FitResult:
     """Train `model`, keep the best epoch, leave the model with its weights.
 
@@ -106,6 +110,7 @@ def fit(
         features_once: compute the backbone's features once (see features.can_compute_once).
         settings: the configuration, for Weights & Biases.
         say: takes a line an epoch; None prints to stderr.
+        after_epoch: is told of every epoch, and may end the run by raising.
 
     Raises ConfigError when the schedule needs a validation split and there is none, UserError when training diverges
     (NaN or infinite loss), the device's memory is too small or the run folder cannot be written, RunError when the
@@ -118,7 +123,7 @@ def fit(
     with heeded():
         try:
             trainer.prepare(train_loader, val_loader, resume=resume, features_once=features_once)
-            return trainer.run_epochs(open_logs(run, train, trainer.progress.epochs_done, settings or {}))
+            return trainer.run_epochs(open_logs(run, train, trainer.progress.epochs_done, settings or {}), after_epoch)
         except KeyboardInterrupt as interrupt:
             text = f"{trainer.kept()} in {run.path}. Go on with: {run.resume_command()}"
             raise Interrupted(text, getattr(interrupt, "signum", signal.SIGINT)) from None
@@ -226,7 +231,7 @@ class _Trainer:
             part = f" and {self.part_saved}" if self.part_saved else ""
             self.say(f"going on after epoch {self.progress.epochs_done} of {self.epochs}{part}")
 
-    def run_epochs(self, logs: list[Log]) -> FitResult:
+    def run_epochs(self, logs: list[Log], after_epoch: AfterEpoch | None = None) -> FitResult:
         """The epochs that are left; then the best weights back into the model."""
         try:
             if self.progress.history:  # killed between saving an epoch and logging it
@@ -234,6 +239,9 @@ class _Trainer:
                     log.epoch(self.progress.epochs_done - 1, self.progress.history[-1])
             while not self._finished():
                 self._epoch(self.progress.epochs_done, logs)
+                if after_epoch is not None:
+                    row = self.progress.history[-1]
+                    after_epoch(self.progress.epochs_done - 1, row.get(f"val_{self.task.metric}"), row)
         finally:
             for log in logs:
                 log.close()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from eyetune.runtime import Runtime
     from eyetune.train.answers import Answer
     from eyetune.train.cost import Cost
-    from eyetune.train.loop import FitResult
+    from eyetune.train.loop import AfterEpoch, FitResult
     from eyetune.train.run import Run
     from eyetune.train.rundir import ModelCard, RunDir
     from eyetune.train.task import SupervisedTask
@@ -71,7 +71,7 @@ def finetune(config: Config) -> Run:
     folder = RunDir.create(config.out, runtime.is_main)
     with folder.in_use():
         with Cost(folder, runtime) as cost:
-            job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
+            job = Job(config, manifest, model, strategy, folder, runtime, cache, cost)
             lesson = job.lesson()
             job.describe()
             run = job.train(lesson, resumed=False)
@@ -109,7 +109,7 @@ def resume(path: str | Path, *, previous: bool = False) -> Run:
         manifest = prepare_data(config, cache, splits=folder.splits_file if begun else None)
         model, strategy = build_model(config, manifest.classes)
         with Cost(folder, runtime) as cost:
-            job = _Job(config, manifest, model, strategy, folder, runtime, cache, cost)
+            job = Job(config, manifest, model, strategy, folder, runtime, cache, cost)
             lesson = job.lesson()
             if not begun:
                 job.describe()
@@ -263,7 +263,7 @@ class Lesson(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One run on its way: from what is known before training to the scores."""
 
     config: Config
@@ -308,11 +308,9 @@ class _Job:
         train = self.loader("train", training=True)
         return Lesson(task, train, self.loader("val", training=False) if "val" in self.manifest.splits else None)
 
-    def train(self, lesson: Lesson, *, resumed: bool) -> Run:
-        """Train, then score `val` and `test` with the best epoch."""
-        from eyetune.train.answers import read_answer
+    def fit(self, lesson: Lesson, *, resumed: bool = False, after_epoch: AfterEpoch | None = None) -> FitResult:
+        """Train, and count what it costs; `after_epoch` as for :func:`eyetune.train.loop.fit`."""
         from eyetune.train.loop import fit
-        from eyetune.train.run import Run, rebuild
 
         config = self.config
         self.cost.training_begins()
@@ -330,10 +328,19 @@ class _Job:
             resume=resumed,
             features_once=self.once,
             settings=config.model_dump(mode="json"),
+            after_epoch=after_epoch,
         )
         self.cost.training_ends(fitted, self.model, len(self.manifest.select("train")))
+        return fitted
+
+    def train(self, lesson: Lesson, *, resumed: bool) -> Run:
+        """Train, then score `val` and `test` with the best epoch."""
+        from eyetune.train.answers import read_answer
+        from eyetune.train.run import Run, rebuild
+
+        fitted = self.fit(lesson, resumed=resumed)
         model, strategy = self.model, self.strategy
-        if config.train.fsdp:  # to predict, it fits whole, and nothing of it has to wait for other processes
+        if self.config.train.fsdp:  # to predict, it fits whole, and nothing of it has to wait for other processes
             model, strategy = rebuild(self.folder.load_best(fitted.best_epoch), self.folder.path)
             self.runtime.place(model)
         model.reading = read_answer(fitted.card.task, fitted.card.classes).evidence

@@ -1,0 +1,73 @@
+"""Whether the process that worked on a trial is still alive: a lock in the search's folder that dies with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from eyetune.files import make_folder, writing_failed
+
+FOLDER = "workers"
+
+
+@contextlib.contextmanager
+def at_work(out: Path) -> Iterator[str]:
+    """While inside, `out/workers/NAME` is locked; gives NAME, which means nothing. Where the system has no locks, the
+    heartbeats in the database alone tell.
+
+    Raises UserError when the folder cannot be written.
+    """
+    name = secrets.token_hex(6)
+    file = out / FOLDER / name
+    try:
+        make_folder(file.parent)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise writing_failed(file, error) from error
+    try:
+        locked = _lock(handle)
+        if locked is not True:
+            file.unlink(missing_ok=True)
+        yield name
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def is_dead(out: Path, name: str) -> bool:
+    """Whether the worker `name` was one of this folder, and is gone without a word. False where nobody can tell."""
+    file = out / FOLDER / name
+    try:
+        handle = os.open(file, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return _lock(handle) is True
+    finally:
+        os.close(handle)
+
+
+def bury(out: Path, name: str) -> None:
+    """Forget a dead worker."""
+    with contextlib.suppress(OSError):
+        (out / FOLDER / name).unlink(missing_ok=True)
+
+
+def _lock(handle: int) -> bool | None:
+    """Lock an open file: whether that worked; None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        # A record lock: that of `flock` would pass on to the loader's processes, which outlive a killed one.
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True
