@@ -107,7 +107,8 @@ class Range:
         """Whether a value of the configuration lies in it."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
             return False
-        return self.step is None or math.isclose((value - self.low) / self.step % 1 % 1, 0, abs_tol=1e-9)
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-9
 
     def ends(self) -> tuple[Any, Any]:
         """The lowest and the highest value."""
