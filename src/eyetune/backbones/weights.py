@@ -12,21 +12,19 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from eyetune import files
 from eyetune.backbones.spec import BackboneSpec
 from eyetune.errors import WeightsError, listing
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _ZIP, _PICKLE, _GIT_LFS = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
 _HEAD_BYTES = 4096
@@ -384,12 +382,26 @@ class LoadPlan:
     steps: list[_Step]
 
 
+class _WithoutNumbers(TorchFunctionMode):
+    """Leaves out what initialises tensors in place where these have no memory: deriving what would come of it takes
+    longer than all the rest of building a network."""
+
+    CALLS = ("uniform_", "normal_", "trunc_normal_", "erfinv_", "clamp_", "mul_", "add_", "div_", "fill_", "zero_")
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if args and getattr(func, "__name__", "") in self.CALLS and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def empty_network(spec: BackboneSpec, pixels: int, pool: str) -> nn.Module:
     """The network without memory for its parameters (meta device), where it can be filled entirely from a file.
 
     Building it there saves initialising hundreds of millions of numbers only to overwrite them.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutNumbers():
         network = spec.build(pixels, pool)
     computed = {name for name, _ in network.named_buffers()} - set(network.state_dict())
     return spec.build(pixels, pool) if computed else network
