@@ -196,6 +196,16 @@ def test_validating_on_test_is_possible_with_a_warning(
     assert (refused.code, "no test split to validate on" in refused.said) == (2, True)
 
 
+def test_one_split_alone(tmp_path: Path, prepare: Callable[..., Prepared]) -> None:
+    made = prepare([{**row, "split": "train"} for row in eyes(0, 1)], "--split", "test")
+    assert (made.code, list(made.report["splits"])) == (0, ["test"])
+    assert made["test"].patients == ["P0", "P1"]
+    table(tmp_path / "test.csv", eyes(4))
+    for flags in (["--test", str(tmp_path / "test.csv")], ["--validate-on-test"]):
+        refused = prepare(eyes(0, 1), "--split", "test", *flags, out="refused")
+        assert (refused.code, "all of one table is of this split" in refused.said) == (2, True)
+
+
 def test_files_with_the_same_bytes_stay_together_or_are_warned_of(
     tmp_path: Path, prepare: Callable[..., Prepared], photos: Path
 ) -> None:

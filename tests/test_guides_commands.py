@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_house import HEAVY
 
+from eyetune.cli import main
+from eyetune.comparison.plan import read_plan
 from eyetune.config import Config
 from eyetune.errors import ConfigError
 from eyetune.flags import parse
+from eyetune.guides.door import Door
 from eyetune.guides.settings import GuideConfig, as_flags, read_guide_config, to_words
 from eyetune.older_config import BY_NAME, KEYS, is_older, read_keys, translate
 
@@ -170,3 +179,268 @@ def test_flags_are_read_back_as_they_were(value: Any) -> None:
     assert (
         parse(shlex.split(shlex.join(words))).overrides.get("train.wandb" if isinstance(value, bool) else "x") == value
     )
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+SCRIPTS = [
+    *(
+        ROOT / "scripts" / f"{name}.py"
+        for name in (
+            "train_baseline",
+            "train_retfound_lora",
+            "evaluate_cross_dataset",
+            "hyperparameter_search",
+            "run_fine_tuning_comparison",
+            "prepare_retclip_data_streaming",
+        )
+    ),
+    ROOT / "train_classification.py",
+]
+
+
+def door(name: str) -> Door:
+    """The door that a script opens."""
+    text = next(path for path in SCRIPTS if path.stem == name).read_text(encoding="utf-8")
+    module, constant = re.search(r"from (eyetune\.guides\.\w+) import (\w+)", text).groups()  # type: ignore[union-attr]
+    return getattr(importlib.import_module(module), constant)
+
+
+def words(name: str, line: str, root: Path = ROOT) -> str:
+    """What a command line of the guides comes to."""
+    with contextlib.chdir(root):
+        return shlex.join(door(name).translate(shlex.split(line)).words)
+
+
+def flag(said: str, name: str) -> str:
+    """The value behind a flag."""
+    parts = shlex.split(said)
+    return parts[parts.index(f"--{name}") + 1]
+
+
+def test_scripts_are_thin() -> None:
+    files = [*(ROOT / "scripts").glob("*.py"), ROOT / "train_classification.py"]
+    assert set(SCRIPTS) <= set(files)
+    assert {path.name: length for path in files if (length := len(path.read_text().splitlines())) > 40} == {}
+
+
+def test_help_is_quick_and_says_where_it_leads() -> None:
+    """All in one process, which loads nothing heavy."""
+    program = (
+        "import runpy, sys\n"
+        "for path in sys.argv[1:]:\n"
+        "    sys.argv = [path, '--help']\n"
+        "    try: runpy.run_path(path, run_name='__main__')\n"
+        "    except SystemExit as end: assert not end.code, end.code\n"
+        f"sys.exit(str([name for name in {HEAVY!r} if name in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *map(str, SCRIPTS)], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr  # with an empty text
+    assert done.stderr.strip() == ""
+    assert done.stdout.count("usage: python ") == done.stdout.count("Leads to: eyetune ") == len(SCRIPTS)
+
+
+def test_train_baseline() -> None:
+    said = words("train_baseline", "--config configs/default_config.yaml")
+    assert said.startswith("finetune ")
+    assert flag(said, "model.backbone") == "resnet50"
+    assert flag(said, "out") == "results/baseline"
+
+
+def test_train_retfound_lora_large_and_green() -> None:
+    large = words(
+        "train_retfound_lora",
+        "--checkpoint_path models/RETFound_cfp_weights.pth --config configs/retfound_lora_config.yaml --wandb",
+    )
+    assert flag(large, "model.backbone") == "retfound"
+    assert "--train.wandb" in large
+    green = words(
+        "train_retfound_lora",
+        "--checkpoint_path elsewhere/green.pth --config configs/retfound_green_lora_config.yaml --model_variant green",
+    )
+    assert flag(green, "model.backbone") == "retfound-green"
+    assert flag(green, "model.weights") == "elsewhere/green.pth"
+    assert flag(green, "out") == "results/retfound_green_lora"
+
+
+def test_options_win_over_the_file_and_our_flags_over_both() -> None:
+    said = words(
+        "train_retfound_lora", "--num-epochs 3 --lora_r=16 --no-data.crop --train.epochs 4 --pretrained --seed 7"
+    )
+    assert (flag(said, "train.epochs"), flag(said, "adapt.r"), flag(said, "seed")) == ("4", "16", "7")
+    assert said.count("--train.epochs") == 1
+    assert "--no-data.crop" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted", "left_out"),
+    [
+        ("--ft_strategy linear --linear_probe_epochs 15", "--adapt.kind linear --adapt.max_epochs 15", ""),
+        ("--ft_strategy linear --llrd_decay 0.8", "--adapt.kind linear --adapt.max_epochs 10", "--llrd_decay"),
+        ("--ft_strategy gradual --gradual_patience 5 --num_epochs 45", "--adapt.kind gradual --adapt.patience 5", ""),
+        ("--ft_strategy full --llrd_decay 0.85 --num_epochs 30", "--adapt.kind full --adapt.layer_decay 0.85", ""),
+        ("--ft_strategy full --gradual_patience 5", "--adapt.kind full", "--gradual_patience"),
+        ("--ft_strategy full --checkpoint_key teacher", "--adapt.kind full", "--checkpoint_key"),
+    ],
+)
+def test_train_classification(line: str, wanted: str, left_out: str) -> None:
+    meant = door("train_classification").translate(shlex.split(f"{line} --experiment_tag tag"))
+    said = shlex.join(meant.words)
+    assert wanted in said
+    assert (flag(said, "out"), flag(said, "data.table")) == ("results/tag", "data/aptos/train.csv")
+    assert flag(said, "model.backbone") == "vit_base_patch16_224"
+    assert len(meant.notes) == bool(left_out)
+    assert left_out in "".join(meant.notes)
+    assert parse(meant.words[1:]).overrides  # flags that finetune takes
+
+
+def test_a_published_file_is_trained_as_the_network_it_is_of() -> None:
+    meant = door("train_classification").translate(
+        shlex.split("--model_name vit_base_patch16_224 --custom_weights_path models/VFM_Fundus_weights.pth")
+    )
+    assert flag(shlex.join(meant.words), "model.backbone") == "visionfm"
+    assert "what visionfm publishes" in meant.notes[0]
+    meant = door("train_classification").translate(["--custom_weights_path", "own.pth"])
+    assert flag(shlex.join(meant.words), "model.backbone") == "vit_base_patch16_224"
+
+
+def test_comparison_is_one_that_compare_takes(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,label\na.png,0\n", encoding="utf-8")
+    meant = door("run_fine_tuning_comparison").translate(
+        [
+            "--model_name",
+            "nano",
+            "--data_csv",
+            str(tmp_path / "labels.csv"),
+            "--seeds",
+            "0,1",
+            "--full.train.lr",
+            "5e-5",
+        ]
+    )
+    plan = read_plan(meant.words[1:])
+    assert {arm.name: plan.config(arm).train.epochs for arm in plan.arms} == {"linear": 15, "gradual": 45, "full": 30}
+    full = next(plan.config(arm) for arm in plan.arms if arm.name == "full")
+    assert (full.train.lr, full.adapt.layer_decay, plan.seeds) == (5e-5, 0.85, (0, 1))
+
+
+def test_hyperparameter_search() -> None:
+    said = words(
+        "hyperparameter_search",
+        "--checkpoint-path models/RETFound_cfp_weights.pth --data-csv data/aptos/train.csv "
+        "--data-img-dir data/aptos/train_images --n-trials 50 --wandb --storage sqlite:///x.db",
+    )
+    assert said.startswith("search --trials 50 ")
+    assert (flag(said, "model.backbone"), flag(said, "adapt.kind")) == ("retfound", "lora")
+    assert (flag(said, "data.table"), flag(said, "storage")) == ("data/aptos/train.csv", "sqlite:///x.db")
+    assert "--train.wandb" in said
+
+
+def test_prepare_pairs() -> None:
+    line = "--csv_path train.csv --hf_dataset_name Peacein/color-fundus-eye --output_dir data --resume"
+    said = words("prepare_retclip_data_streaming", f"{line} --split train")
+    assert said == "clip prepare train.csv --dataset Peacein/color-fundus-eye --out data --test-share 0"
+    assert words("prepare_retclip_data_streaming", f"{line} --test_csv_path test.csv").endswith("--test test.csv")
+    said = words("prepare_retclip_data_streaming", f"{line} --split test --repeats each")
+    assert said.endswith("--split test --out data/test --repeats each")
+    assert "secret" not in words("prepare_retclip_data_streaming", f"{line} --hf_token secret")
+
+
+def make_run(root: Path) -> Path:
+    run = root / "results" / "retfound_lora"
+    (run / "checkpoints" / "best").mkdir(parents=True)
+    config = Config.from_yaml(ROOT / "configs" / "retfound_lora_config.yaml", check_files=False)
+    (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    (run / "checkpoints" / "best" / "model.safetensors").touch()
+    return run
+
+
+def test_a_checkpoint_in_a_run_folder_leads_to_the_run(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    for inside in ("checkpoints/best_model.pth", "checkpoints/best/model.safetensors", "checkpoints", ""):
+        said = words(
+            "evaluate_cross_dataset",
+            f"--checkpoint results/retfound_lora/{inside} --model_type lora "
+            "--datasets APTOS:data/aptos/test.csv:data/aptos/images Other:hf:name",
+            tmp_path,
+        )
+        assert said == (
+            "evaluate results/retfound_lora --data APTOS=data/aptos/test.csv:data/aptos/images --data Other=hf:name"
+        )
+
+
+def test_what_the_run_knows_better_is_said(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    with contextlib.chdir(tmp_path):
+        meant = door("evaluate_cross_dataset").translate(
+            shlex.split(
+                "--checkpoint results/retfound_lora --model_type baseline --model_variant green --datasets a:b:c"
+            )
+        )
+    assert ["was trained by lora" in meant.notes[0], "is of retfound;" in meant.notes[1]] == [True, True]
+    assert "--backbone" not in meant.words
+
+
+def test_a_file_of_another_program_is_evaluated_itself(tmp_path: Path) -> None:
+    (make_run(tmp_path) / "checkpoints" / "best_model.pth").touch()
+    said = words(
+        "evaluate_cross_dataset",
+        "--checkpoint results/retfound_lora/checkpoints/best_model.pth --datasets a:b:c --model_variant green "
+        "--checkpoint_path base.pth --output_dir runs/old --by sex",
+        tmp_path,
+    )
+    assert said == (
+        "evaluate results/retfound_lora/checkpoints/best_model.pth --data a=b:c --backbone retfound-green "
+        "--out runs/old --weights base.pth --by sex"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("train_baseline", "--num_epoch 3", "--num_epoch: unknown. Did you mean 'num_epochs'? See --help."),
+        ("train_baseline", "stray", "did not expect 'stray'. See --help."),
+        ("train_baseline", "--train.epochs 3 4", "did not expect '4'. See --help."),
+        (
+            "train_baseline",
+            "--config configs/retfound_lora_config.yaml",
+            "is trained by scripts/train_retfound_lora.py.",
+        ),
+        ("train_baseline", "--config examples/strategies.yaml", "is a configuration of EyeTune itself"),
+        ("train_baseline", "--config configs/defalt_config.yaml", "Did you mean 'default_config.yaml'?"),
+        ("train_retfound_lora", "--model_variant gren", "Did you mean 'green'?"),
+        ("train_retfound_lora", "--checkpoint_path", "expected one argument. See --help."),
+        ("train_classification", "--ft_strategy linar", "invalid choice: 'linar'"),
+        ("train_classification", "--linear_probe_epochs x", "invalid int value: 'x'"),
+        ("evaluate_cross_dataset", "--datasets a:b:c", "required: --checkpoint"),
+        ("evaluate_cross_dataset", "--checkpoint x --datset a:b:c", "Did you mean 'datasets'?"),
+        ("evaluate_cross_dataset", "--checkpoint x --datasets a", "--datasets a: write NAME:CSV:IMAGES, as in "),
+        ("evaluate_cross_dataset", "--checkpoint x --model_type lor --datasets a:b:c", "Did you mean 'lora'?"),
+        ("prepare_retclip_data_streaming", "--csv_path a", "required: --output_dir"),
+        ("hyperparameter_search", "--n-trials many", "invalid int value: 'many'"),
+    ],
+)
+def test_a_mistake_is_one_message_and_two(
+    name: str, line: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert door(name).enter(shlex.split(line)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"{name}.py: ")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_command_shows_what_it_comes_to_and_does_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down to eyetune's own message, here about a table whose name the shell has to quote."""
+    monkeypatch.chdir(ROOT)
+    line = ["--data_csv", str(tmp_path / "my labels.csv"), "--data_img_dir", str(tmp_path)]
+    assert door("train_baseline").enter(line) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("In EyeTune's own words:\n  eyetune finetune ")
+    assert f"--data.table '{tmp_path}/my labels.csv'" in out
+    assert main(shlex.split(out.splitlines()[1])[1:]) == 2
+    assert capsys.readouterr().err == err

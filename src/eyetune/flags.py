@@ -135,13 +135,13 @@ def parse(words: Sequence[str], config: type[RunConfig] = Config) -> Words:
         negated = SHORT.get(path.removeprefix("no_"), path.removeprefix("no_"))
         if (path in switches or (path != negated and negated in negatable)) and not equals:
             overrides[negated] = path == negated
-            if path == negated and waiting and isinstance(_value(waiting[0]), bool):
-                overrides[negated] = _value(waiting.pop(0))
+            if path == negated and waiting and isinstance(read_value(waiting[0]), bool):
+                overrides[negated] = read_value(waiting.pop(0))
             continue
         if equals:
-            overrides[path] = _value(text)
+            overrides[path] = read_value(text)
         elif waiting and (not waiting[0].startswith("-") or _NUMBER.match(waiting[0])):
-            overrides[path] = _value(waiting.pop(0))
+            overrides[path] = read_value(waiting.pop(0))
         else:
             raise ConfigError(f"--{name} needs a value, as in --{name} VALUE.{did_you_mean(path, switches)}")
     return Words(positional, overrides)
@@ -188,7 +188,7 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2026-99-99 looks like a day

@@ -164,6 +164,7 @@ SECTIONS = tuple(dict.fromkeys(name.partition(".")[0] for name in BY_NAME if "."
 TYPES = {
     "baseline": "baseline",
     "timm": "baseline",
+    "classifier": "baseline",
     "drclassifier": "baseline",
     "retfound": "retfound",
     "retfound_full": "retfound",
@@ -174,6 +175,9 @@ TYPES = {
 
 VARIANTS = {"large": "retfound", "green": "retfound-green"}
 """`model_variant` -> the backbone."""
+
+EMBEDDED = "nano"
+"""The backbone whose weights are in the package: nothing is downloaded for it."""
 
 _OF_LORA = ("model.lora_r", "model.lora_alpha", "model.lora_dropout", "model.target_modules")
 _OURS = ("adapt", "train", "task", "compare", "search", "model.backbone", "model.weights", "data.table")
@@ -290,35 +294,38 @@ def _kind(said: Mapping[str, Any], source: str) -> str:
 def _model(said: Mapping[str, Any], kind: str, source: str, unused: dict[str, str]) -> dict[str, Any]:
     """The network, its weights, its pooling and its classes; what does not belong to such a model goes to `unused`."""
     ours: dict[str, Any] = {}
-    if kind == "baseline":
-        ours["model.backbone"] = said.get("model.name", BY_NAME["model.name"].default)
-        ours["model.weights"] = "hub" if said.get("model.pretrained", True) else "random"
-        for name in ("model.model_variant", "model.global_pool"):
-            if name in said:
-                unused[name] = "of RETFound"
+    if kind != "baseline":
+        ours = _retfound(said, kind, source, unused)
     else:
-        variant = str(said.get("model.model_variant") or "large").lower()
-        if variant not in VARIANTS:
-            hint = did_you_mean(variant, VARIANTS)
-            raise ConfigError(f"{source}: model.model_variant: unknown {variant!r}.{hint} Known: large, green.")
-        ours["model.backbone"] = VARIANTS[variant]
-        if variant == "green":
-            ours["out"] = f"results/{kind.replace('retfound', 'retfound_green')}"
-            if "model.global_pool" in said:
-                unused["model.global_pool"] = "RETFound-Green has one pooling, the mean of its patches"
-        elif "model.global_pool" in said:
-            ours["model.pool"] = "avg" if said["model.global_pool"] else "cls"
-        if "model.name" in said:
-            unused["model.name"] = "the variant says which network"
-        if said.get("model.pretrained") is False:
-            unused["model.pretrained"] = (
-                "without its weights it is no RETFound; --model.weights random for an untrained one"
-            )
+        ours["model.backbone"] = said.get("model.name", BY_NAME["model.name"].default)
+        pretrained = said.get("model.pretrained", True)
+        if ours["model.backbone"] != EMBEDDED or not pretrained:
+            ours["model.weights"] = "hub" if pretrained else "random"
+        unused |= {name: "of RETFound" for name in ("model.model_variant", "model.global_pool") if name in said}
     classes = said.get("model.num_classes")
     if isinstance(classes, int) and not isinstance(classes, bool) and classes > 1:
         ours["data.classes"] = [str(number) for number in range(classes)]
     elif classes is not None:
         raise ConfigError(f"{source}: model.num_classes: must be a whole number above 1, got {classes!r}.")
+    return ours
+
+
+def _retfound(said: Mapping[str, Any], kind: str, source: str, unused: dict[str, str]) -> dict[str, Any]:
+    variant = str(said.get("model.model_variant") or "large").lower()
+    if variant not in VARIANTS:
+        hint = did_you_mean(variant, VARIANTS)
+        raise ConfigError(f"{source}: model.model_variant: unknown {variant!r}.{hint} Known: {', '.join(VARIANTS)}.")
+    ours = {"model.backbone": VARIANTS[variant]}
+    if variant == "green":
+        ours["out"] = f"results/{kind.replace('retfound', 'retfound_green')}"
+    if "model.global_pool" in said and variant == "green":
+        unused["model.global_pool"] = "RETFound-Green has one pooling, the mean of its patches"
+    elif "model.global_pool" in said:
+        ours["model.pool"] = "avg" if said["model.global_pool"] else "cls"
+    if "model.name" in said:
+        unused["model.name"] = "the variant says which network"
+    if said.get("model.pretrained") is False:
+        unused["model.pretrained"] = "without its weights it is no RETFound; --model.weights random begins untrained"
     return ours
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -91,6 +91,7 @@ def command(
     out: Path,
     val: Path | None = None,
     test: Path | None = None,
+    split: Literal["train", "val", "test"] | None = None,
     images: Path | None = None,
     dataset: str | None = None,
     dataset_split: str | None = None,
@@ -116,6 +117,7 @@ def command(
         out: Folder to write.
         val: Table of the validation split (default: a split column, or cut from train by patient).
         test: Table of the test split (default: likewise).
+        split: All of TABLE is this split, and nothing is cut: train, val or test, a folder for this one alone.
         images: Folder of the images that the tables name.
         dataset: Hugging Face dataset that dataset_index counts in: a folder, or a name on the hub (streamed; HF_TOKEN).
         dataset_split: The dataset's split it counts in (default: the one of the same name, or the only one).
@@ -141,14 +143,19 @@ def command(
     require_lmdb()
     opened = None
     tables = {"table": table, "val": val, "test": test}
+    _check_alone(split, tables, cutting)
     if table.is_dir():
         plan = _read_folder(tables, out, dataset)
     else:
         if dataset is not None:
             opened = PhotoDataset(dataset, column=columns.image_column, split=dataset_split)
-        plan = _read_tables(tables, images, opened, columns, eye_texts=eye_texts, repeats=repeats)
+        plan = _read_tables(tables, images, opened, columns, split=split, eye_texts=eye_texts, repeats=repeats)
     plan.problems.refuse(plan.source, skip=skip_broken, repeats=repeats)
-    cut(plan, Shares(cutting.val_share, cutting.test_share, cutting.validate_on_test, cutting.seed))
+    cut(
+        plan,
+        Shares(cutting.val_share, cutting.test_share, cutting.validate_on_test, cutting.seed),
+        alone=split is not None,
+    )
     for note in plan.notes:
         print(note)
     coverage = _cover(plan, text_encoder, length, any_vocabulary=any_vocabulary)
@@ -180,6 +187,17 @@ def command(
     _prepare(out, plan, encoder, report, skip=skip_broken, workers=_threads(workers))
 
 
+def _check_alone(split: str | None, tables: dict[str, Path | None], cutting: Cutting) -> None:
+    """Raise UserError where `--split` is said of more than one table."""
+    table = tables["table"]
+    assert table is not None
+    if split is not None and (table.is_dir() or tables["val"] or tables["test"] or cutting.validate_on_test):
+        raise UserError(
+            f"--split {split}: all of one table is of this split. Leave out --val, --test and --validate-on-test; a "
+            "folder of tables has its own splits."
+        )
+
+
 def _read_folder(tables: dict[str, Path | None], out: Path, dataset: str | None) -> Plan:
     """The samples of a folder of RET-CLIP's tables, and what is amiss with them."""
     from eyetune.data.pairs.plan import Plan, read_layout
@@ -207,6 +225,7 @@ def _read_tables(
     dataset: PhotoDataset | None,
     columns: ColumnNames,
     *,
+    split: str | None,
     eye_texts: EyeTexts,
     repeats: Repeats,
 ) -> Plan:
@@ -217,11 +236,11 @@ def _read_tables(
     named = {part.removesuffix("_column"): name for part, name in asdict(columns).items()}
     wanted = Wanted(**{**named, "image": None if dataset is not None else columns.image_column})
     plan = Plan([], ", ".join(str(path) for path in tables.values() if path is not None), Problems())
-    for split, path in tables.items():
+    for name, path in tables.items():
         if path is not None:
             samples, notes = read_table(
                 path,
-                split=None if split == "table" else split,
+                split=split if name == "table" else name,
                 images=images,
                 dataset=dataset,
                 wanted=wanted,

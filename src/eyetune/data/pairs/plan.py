@@ -133,8 +133,10 @@ def read_layout(folder: Path, problems: Problems) -> list[Sample]:
     return [replace(s, group=f"{s.split}/{s.name}") if len(splits[s.name]) > 1 else s for s in samples]
 
 
-def cut(plan: Plan, shares: Shares) -> None:
+def cut(plan: Plan, shares: Shares, *, alone: bool = False) -> None:
     """Give every sample a split: what is given stays; test and validation, where missing, are cut from train.
+
+    `alone`: all samples have one split by the user's word; nothing is cut, and it need not be train.
 
     Patients stay together, and so do files with the same bytes. Raises DataError when a patient is in two splits, when
     there are too few patients, or no train or test split comes of it.
@@ -145,8 +147,10 @@ def cut(plan: Plan, shares: Shares) -> None:
     wanted = [] if "test" in given or not shares.test else [("test", shares.test)]
     if "val" not in given and shares.val and not shares.validate_on_test:
         wanted.append(("val", shares.val))
+    if alone:
+        wanted = []
     pool = {together[sample.group] for sample in plan.samples if sample.split in (None, "train")}
-    if len(pool) <= len(wanted):
+    if wanted and len(pool) <= len(wanted):
         names = ", ".join(["train", *(name for name, _ in wanted)])
         raise DataError(
             f"{plan.source}: {plural(len(pool), 'patient')} cannot be cut into {names}; give more, or set --val-share "
@@ -162,7 +166,7 @@ def cut(plan: Plan, shares: Shares) -> None:
         for sample in plan.samples
     ]
     plan.samples = with_names(cut_now)
-    _check_splits(plan, shares, together)
+    _check_splits(plan, shares, together, alone=alone)
 
 
 def _groups(plan: Plan) -> dict[str, str]:
@@ -182,9 +186,9 @@ def _groups(plan: Plan) -> dict[str, str]:
     return result
 
 
-def _check_splits(plan: Plan, shares: Shares, together: Mapping[str, str]) -> None:
+def _check_splits(plan: Plan, shares: Shares, together: Mapping[str, str], *, alone: bool) -> None:
     have = plan.splits
-    if "train" not in have:
+    if not have or ("train" not in have and not alone):
         raise DataError(f"{plan.source} has {', '.join(have) or 'no samples'} but nothing to train on.")
     if shares.validate_on_test:
         if "test" not in have:
