@@ -1,5 +1,10 @@
-"""The guides' `from scripts.validate_data import DataValidator`."""
+"""Look for what would make a result wrong, as the older guides do (docs/older-guides.md): command and Python name."""
 
-from eyetune.guides.validation import DataValidator
+import sys
+
+from eyetune.guides.validation import VALIDATE_DATA, DataValidator
 
 __all__ = ["DataValidator"]
+
+if __name__ == "__main__":
+    sys.exit(VALIDATE_DATA.enter())

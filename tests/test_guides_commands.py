@@ -193,6 +193,7 @@ SCRIPTS = [
             "hyperparameter_search",
             "run_fine_tuning_comparison",
             "prepare_retclip_data_streaming",
+            "validate_data",
         )
     ),
     ROOT / "train_classification.py",
@@ -202,7 +203,7 @@ SCRIPTS = [
 def door(name: str) -> Door:
     """The door that a script opens."""
     text = next(path for path in SCRIPTS if path.stem == name).read_text(encoding="utf-8")
-    module, constant = re.search(r"from (eyetune\.guides\.\w+) import (\w+)", text).groups()  # type: ignore[union-attr]
+    module, constant = re.search(r"from (eyetune\.guides\.\w+) import ([A-Z_]+)", text).groups()  # type: ignore[union-attr]
     return getattr(importlib.import_module(module), constant)
 
 
@@ -334,6 +335,17 @@ def test_hyperparameter_search() -> None:
     assert (flag(said, "model.backbone"), flag(said, "adapt.kind")) == ("retfound", "lora")
     assert (flag(said, "data.table"), flag(said, "storage")) == ("data/aptos/train.csv", "sqlite:///x.db")
     assert "--train.wandb" in said
+
+
+def test_validate_data() -> None:
+    said = words("validate_data", "--csv-file data/aptos/train.csv --img_dir data/aptos/train_images --workers 2")
+    assert said == "data audit data/aptos/train.csv --images data/aptos/train_images --workers 2"
+    said = words("validate_data", "--config configs/default_config.yaml --csv_file other.csv")
+    assert said == (
+        "data audit other.csv --images data/aptos/train_images --image-column id_code --label-column diagnosis"
+    )
+    with pytest.raises(ConfigError, match="--csv_file: which table"):
+        words("validate_data", "")
 
 
 def test_prepare_pairs() -> None:

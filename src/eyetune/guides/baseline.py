@@ -9,7 +9,8 @@ from typing import Any, Self
 from eyetune.adapt import parse_adapt
 from eyetune.backbones import find_spec, load_backbone
 from eyetune.errors import ConfigError, WeightsError
-from eyetune.guides.network import TICK, GuideNetwork, file_or_word
+from eyetune.guides import TICK
+from eyetune.guides.network import GuideNetwork, file_or_word
 from eyetune.guides.settings import Group, GuideConfig
 from eyetune.older_config import TYPES, read_keys
 

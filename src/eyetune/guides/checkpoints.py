@@ -21,7 +21,8 @@ from eyetune.backbones.older_keys import HEAD, main_container, plain_name
 from eyetune.backbones.weights import open_checkpoint
 from eyetune.errors import RunError, UserError, listing
 from eyetune.files import atomic
-from eyetune.guides.network import TICK, GuideNetwork
+from eyetune.guides import TICK
+from eyetune.guides.network import GuideNetwork
 
 BEST = "best_model.pth"
 _MODEL, _OPTIMIZER = "model_state_dict", "optimizer_state_dict"

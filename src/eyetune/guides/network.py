@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from eyetune.adapt.strategy import Strategy
     from eyetune.backbones.backbone import Backbone
 
-TICK, CROSS = "✓", "✗"
-
 
 class GuideNetwork(Classifier):
     """A classifier with the methods that the guides call.

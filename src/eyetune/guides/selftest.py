@@ -13,9 +13,10 @@ from torch import Tensor
 
 from eyetune.backbones import BACKBONES
 from eyetune.errors import UserError
+from eyetune.guides import CROSS, TICK
 from eyetune.guides.baseline import DRClassifier
 from eyetune.guides.lora import RETFoundLoRA
-from eyetune.guides.network import CROSS, TICK, GuideNetwork
+from eyetune.guides.network import GuideNetwork
 from eyetune.guides.retfound import VisionTransformer, backbone_of
 from eyetune.runtime import seed_everything
 

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, random_split
 
 from eyetune.adapt import strategy
 from eyetune.errors import DataError, UserError
-from eyetune.guides.network import TICK, check_count
+from eyetune.guides import TICK
+from eyetune.guides.network import check_count
 from eyetune.guides.settings import GuideConfig
 from eyetune.runtime import seed_everything
 

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eyetune.data.config import DataConfig
-from eyetune.guides.network import CROSS, TICK
+from eyetune.errors import ConfigError
+from eyetune.guides import CROSS, TICK
+from eyetune.guides.door import Door, Given, Meant, Parser, options_of
+from eyetune.guides.settings import GuideConfig, read_guide_config
 
 if TYPE_CHECKING:
     from eyetune.data.audit.run import Audit
@@ -51,3 +54,39 @@ def _say(finding: Finding) -> None:
     from eyetune.findings import lines
 
     print("\n".join(lines(finding)), flush=True)
+
+
+def _declare(parser: Parser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of the guides, which names table and folder")
+    parser.add_argument(
+        "--csv_file", "--csv_path", "--data_csv", "--csv", dest="csv_file", metavar="FILE", help="the table"
+    )
+    parser.add_argument(
+        "--img_dir", "--data_img_dir", "--image_dir", dest="img_dir", metavar="DIR", help="folder of its photographs"
+    )
+
+
+def _meaning(given: Given, rest: list[str]) -> Meant:
+    data = read_guide_config(given["config"]).data if given["config"] is not None else GuideConfig().data
+    table, images = given["csv_file"] or data.train_csv, given["img_dir"] or data.train_img_dir
+    if table is None:
+        raise ConfigError("--csv_file: which table? Name it, or a --config that does.")
+    words = ["data", "audit", str(table)]
+    for option, value in (
+        ("--images", images),
+        ("--image-column", data.image_column),
+        ("--label-column", data.label_column),
+        ("--patient-column", data.patient_column),
+    ):
+        words += [] if value is None else [option, str(value)]
+    return Meant([*words, *rest])
+
+
+VALIDATE_DATA = Door(
+    script="scripts/validate_data.py",
+    about="Look at every photograph and every row, and say what would make a result wrong.",
+    verb="data audit",
+    declare=_declare,
+    meaning=_meaning,
+    passed=options_of("data", "audit"),
+)
