@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +82,23 @@ def test_an_image_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     few, many = epoch(loading(found, batch_size=3), 1), epoch(loading(found, batch_size=10), 1)
     assert few[0] == many[0]
     assert torch.equal(few[1], many[1])
+
+
+def test_readers_that_are_left_over_end_with_the_program_and_in_silence(tmp_path: Path) -> None:
+    """As where an unfinished iteration is still held when Python ends: in a process of its own, the way it ends."""
+    child = os.fork()
+    if not child:
+        held = iter(loading(photographs(tmp_path, 4), workers=1, batch_size=1))
+        next(held)
+        left = list(room._WORKERS)
+        room._end_workers()
+        try:
+            for worker in left:
+                worker.join(timeout=30)  # as multiprocessing does next; PyTorch's handler would raise here
+            os._exit(len(left) - 1 if all(worker.exitcode == -signal.SIGKILL for worker in left) else 3)
+        except BaseException:
+            os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -214,6 +214,9 @@ _WORKERS: weakref.WeakSet[Any] = weakref.WeakSet()
 @atexit.register
 def _end_workers() -> None:
     """End what is left of the workers when the program ends. Python would do it with a SIGTERM, which they ignore."""
+    with contextlib.suppress(AttributeError, ValueError):  # Windows; not the main thread
+        # Else PyTorch's own handler takes their end for an accident, and raises.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in _WORKERS:
         with contextlib.suppress(ValueError):  # closed already
             worker.kill()
