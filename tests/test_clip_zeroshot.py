@@ -250,7 +250,7 @@ def test_zeroshot_writes_what_evaluate_writes(
     assert "WARNING, eyes: 1 of its 8 photographs were among those the run was trained or chosen on" in shown
     place = opened.path / "zeroshot" / "colours"
     content = json.loads((place / "metrics.json").read_text())["datasets"]["eyes"]
-    assert content["n"] == 8
+    assert content["n"] == sum(content["seen_as"].values()) == 8
     assert content["metrics"]["accuracy"]["value"] == 1
     assert content["metrics"]["accuracy"]["ci"][0] is not None
     assert content["prompts"] == str(prompts)

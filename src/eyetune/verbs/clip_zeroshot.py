@@ -113,9 +113,8 @@ def command(
     """
     from eyetune.clip.features import results_of, scale_of
     from eyetune.clip.prompts import class_vectors, read_prompts
-    from eyetune.clip.run import learnt_from, open_clip_run
+    from eyetune.clip.run import open_clip_run
     from eyetune.terminal import show
-    from eyetune.train.leaks import overlap, unnamed_patients
     from eyetune.train.results import add_scores, remarks_table, scores_table
     from eyetune.train.rundir import RunDir
 
@@ -143,11 +142,8 @@ def command(
         whole = _table(seen, asked, vectors, scale)
         test = [row.split == "test" for row in seen.rows] if shots else None
         tables[name] = whole if test is None else whole.take(_rows(test))
-        notes[name] = seen.about | {"prompts": asked.name, "model": opened.fingerprint}
         if main:
-            scored = [one for one in seen.manifest if not shots or one.split == "test"]
-            unnamed = unnamed_patients([one.patient for one in scored])
-            notes[name]["warnings"] = [*overlap(scored, learnt_from(opened)), *unnamed]
+            notes[name] = _notes(seen, opened, asked, per, "test" if shots else None)
         if shots and main:
             notes[name]["few_shot"] = _few_shot(seen, whole, vectors, scale=scale, few=few)
     _drop_others(folder, opened.fingerprint)
@@ -211,18 +207,18 @@ def _of_split(manifest: Manifest, split: str | None, shots: Sequence[int], seed:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A dataset as it could be read, its rows with their features, and what metrics.json says of them."""
+    """A dataset as it could be read, its rows with their features, and how many patients were left out, and why."""
 
     manifest: Manifest
     rows: list[Subject]
     features: Tensor
-    about: dict[str, Any]
+    left_out: list[tuple[str, int]]
 
 
 def _look(
     run: ClipRun, manifest: Manifest, prompts: Prompts, store: Path, *, per: Per, reading: Reading, skip: bool
 ) -> _Seen:
-    from eyetune.clip.zeroshot import about, look, subjects
+    from eyetune.clip.zeroshot import look, subjects
     from eyetune.data.readable import check_readable
 
     whole = check_readable(manifest, skip, workers=reading.workers, settings=run.settings)
@@ -230,9 +226,27 @@ def _look(
         print("\n".join(whole.notes))
     rows, left_out = subjects(whole, per, ordered=prompts.ordered)
     features = look(run, rows, store=store, batch_size=reading.batch_size, workers=reading.workers)
-    left = [{"why": why, "images": count} for why, count in whole.left_out]
-    said = about(rows, per, left_out)
-    return _Seen(whole, rows, features, said | {"left_out": left + said["left_out"]})
+    return _Seen(whole, rows, features, left_out)
+
+
+def _notes(seen: _Seen, run: ClipRun, prompts: Prompts, per: Per, split: str | None) -> dict[str, Any]:
+    """What metrics.json says of a dataset beside its scores; of those of a split only, where one is scored alone."""
+    from eyetune.clip.run import learnt_from
+    from eyetune.clip.zeroshot import about
+    from eyetune.train.leaks import overlap, unnamed_patients
+
+    rows = [row for row in seen.rows if split in (None, row.split)]
+    photographs = [one for one in seen.manifest if split in (None, one.split)]
+    said = about(rows, per, seen.left_out)
+    return said | {
+        "left_out": [{"why": why, "images": count} for why, count in seen.manifest.left_out] + said["left_out"],
+        "prompts": prompts.name,
+        "model": run.fingerprint,
+        "warnings": [
+            *overlap(photographs, learnt_from(run)),
+            *unnamed_patients([one.patient for one in photographs]),
+        ],
+    }
 
 
 def _table(seen: _Seen, prompts: Prompts, vectors: Tensor, scale: float) -> Predictions:
