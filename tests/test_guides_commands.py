@@ -22,6 +22,7 @@ from eyetune.flags import parse
 from eyetune.guides.door import Door
 from eyetune.guides.settings import GuideConfig, as_flags, read_guide_config, to_words
 from eyetune.older_config import BY_NAME, KEYS, is_older, read_keys, translate
+from eyetune.searching.plan import read_plan as read_search
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -219,6 +220,10 @@ def flag(said: str, name: str) -> str:
     return parts[parts.index(f"--{name}") + 1]
 
 
+def flag_names(words: list[str]) -> list[str]:
+    return [word.removeprefix("--") for word in words if word.startswith("--")]
+
+
 def test_scripts_are_thin() -> None:
     files = [*(ROOT / "scripts").glob("*.py"), ROOT / "train_classification.py"]
     assert set(SCRIPTS) <= set(files)
@@ -346,6 +351,31 @@ def test_validate_data() -> None:
     )
     with pytest.raises(ConfigError, match="--csv_file: which table"):
         words("validate_data", "")
+
+
+def test_a_search_leaves_open_what_only_the_file_says(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image,label\na.png,0\n", encoding="utf-8")
+    weights = tmp_path / "green.pth"
+    weights.touch()
+    line = f"--config configs/retfound_green_lora_config.yaml --checkpoint_path {weights} --data_csv {table}"
+    with contextlib.chdir(ROOT):
+        meant = door("hyperparameter_search").translate(
+            shlex.split(f"{line} --data_img_dir {tmp_path} --n_trials 3 --lora_alpha 16")
+        )
+        plan = read_search(meant.words[1:])
+    assert meant.words[1] == "configs/retfound_green_lora_config.yaml"
+    assert set(flag_names(meant.words)) == {
+        "trials",
+        "model.weights",
+        "data.table",
+        "data.images",
+        "out",
+        "adapt.alpha",
+    }
+    assert (plan.trials, plan.base.model.backbone, plan.base.train.epochs) == (3, "retfound-green", 20)
+    assert "adapt.r" in plan.space.fields
+    assert "adapt.alpha" not in plan.space.fields
 
 
 def test_prepare_pairs() -> None:

@@ -444,6 +444,15 @@ def override(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     return merged
 
 
+def flattened(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value, of nested sections (`train: {lr: …}`) and of what is written flat (`train.lr: …`) alike."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        path = f"{prefix}{name}"
+        found |= flattened(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return found
+
+
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from eyetune.adapt.strategy import STRATEGIES
-from eyetune.config import SECTIONS, Config, override
+from eyetune.config import SECTIONS, Config, flattened, override
 from eyetune.errors import ConfigError, did_you_mean, listing
 from eyetune.flags import parse
 
@@ -148,7 +148,7 @@ def read_plan(words: Sequence[str]) -> Plan:
 
 def differing(before: Config, now: Config) -> list[str]:
     """What differs between two configurations in a way that changes what is learnt: "adapt.r: was 8, now 16"."""
-    first, second = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    first, second = flattened(before.model_dump(mode="json")), flattened(now.model_dump(mode="json"))
     return [
         f"{path}: was {first.get(path)}, now {second.get(path)}"
         for path in dict.fromkeys([*first, *second])
@@ -363,16 +363,6 @@ def _check_budget(settings: Mapping[str, Any], budget: Budget) -> None:
         raise ConfigError(
             f"{own[0]}: with --budget epochs all may train as long. Give --train.epochs for all, or --budget own."
         )
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
 
 
 def describe(plan: Plan) -> str:

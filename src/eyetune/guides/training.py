@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eyetune.config import override, read_yaml
+from eyetune.config import flattened, override, read_yaml
 from eyetune.errors import ConfigError
 from eyetune.flags import parse
 from eyetune.guides.door import Door, Given, Meant, Parser, fields
@@ -260,16 +260,27 @@ def _declare_search(parser: Parser) -> None:
 
 
 def _search(given: Given, rest: list[str]) -> Meant:
-    said = read_file(given["config"]) if given["config"] else {}
-    out = f"results/{given['study_name'] or 'hyperparameter_search'}"
-    said = said | {"output_dir": out} | given_keys(given)
-    said.setdefault("model.type", "retfound_lora" if "model.checkpoint_path" in said else "baseline")
+    """What a flag says is not searched. So the file goes along as it is, and flags say only what is said beside it."""
+    filed = read_file(given["config"]) if given["config"] else {}
+    said = filed | {"output_dir": f"results/{given['study_name'] or 'hyperparameter_search'}"} | given_keys(given)
+    if given["config"] is None:
+        said.setdefault("model.type", "retfound_lora" if "model.checkpoint_path" in said else "baseline")
+    before = flattened(translate(filed, given["config"]).content) if given["config"] else {}
     content, notes = put(said, given["config"] or "the command line", [])
-    return Meant(["search", "--trials", str(given["n_trials"]), *as_flags(content), *rest], notes)
+    flags = as_flags({path: value for path, value in flattened(content).items() if before.get(path, _NEW) != value})
+    if given["config"] is None:
+        return Meant(["search", "--trials", str(given["n_trials"]), *flags, *rest], notes)
+    # What of the file means nothing is named by the search when it reads the file.
+    return Meant(["search", given["config"], "--trials", str(given["n_trials"]), *flags, *rest])
+
+
+_NEW = object()
 
 
 def _of_search() -> set[str]:
-    return {"storage", "timeout"} | fields()
+    from eyetune.searching.plan import OPTIONS
+
+    return {*OPTIONS} | fields() | {f"space.{name}" for name in fields()}
 
 
 HYPERPARAMETER_SEARCH = Door(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from eyetune.config import Config, override, read_yaml
+from eyetune.config import Config, flattened, override
 from eyetune.errors import ConfigError, did_you_mean
 from eyetune.flags import parse
 from eyetune.searching.space import FIXED, USUAL, Space, read_space
@@ -125,7 +125,7 @@ def read_plan(words: Sequence[str]) -> Plan:
     """
     own, rest = _own_words(words)
     given = parse(rest)
-    content = {} if given.positional is None else read_yaml(Path(given.positional))
+    content = {} if given.positional is None else Config.read(Path(given.positional))
     section = content.pop("search", None) or {}
     if not isinstance(section, Mapping):
         raise ConfigError(f"search: must be a section with {', '.join(OPTIONS)}, got {section!r}.")
@@ -197,7 +197,7 @@ def _asked_space(filed: Any, word: Any, flagged: Mapping[str, Any]) -> dict[str,
     """What the file and the flags say of the space, by dotted path; under "" whether the usual one is meant, too."""
     asked: dict[str, Any] = {}
     if isinstance(filed, Mapping):
-        asked = _flat(filed)
+        asked = flattened(filed)
     elif filed is not None:
         asked[""] = filed
     if word is not None:
@@ -208,15 +208,6 @@ def _asked_space(filed: Any, word: Any, flagged: Mapping[str, Any]) -> dict[str,
     if fields and all(value == FIXED for value in fields.values()) and not asked:
         asked[""] = USUAL
     return asked | fields
-
-
-def _flat(section: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """`train: {lr: …}` and `train.lr: …` alike."""
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-        found |= inner
-    return found
 
 
 def _objectives(said: Any) -> tuple[str, ...]:
