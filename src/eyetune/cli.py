@@ -38,6 +38,9 @@ app.command(
 app.command("eyetune.verbs.search:app", name="search", help="The best settings, by Optuna, judged on validation.")
 app.command("eyetune.verbs.embed:command", name="embed", help="Features of every image, for probes and retrieval.")
 app.command("eyetune.verbs.predict:command", name="predict", help="Files, folders or tables in; one row an image out.")
+app.command(
+    "eyetune.verbs.serve:command", name="serve", help="A page on this machine: drop photographs, see what comes."
+)
 app.command("eyetune.verbs.report:command", name="report", help="One HTML page a run, and its model card.")
 app.command("eyetune.verbs.check:app", name="check", help="Does it learn, what fits, what is slow, is the data sound?")
 

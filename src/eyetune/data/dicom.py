@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ SYNTAXES = {
     "1.2.840.10008.1.2.4.91": "JPEG 2000",
 }
 """Transfer syntaxes that are read: what NumPy and Pillow decode without further packages."""
+
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -64,8 +66,8 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Patient, eye and date of a DICOM file. Raises DataError when it cannot be read, MissingExtra without pydicom."""
-    with _quietly(path):
-        dataset = _read(path, stop_before_pixels=True, specific_tags=list(_HEADER))
+    with _quietly(str(path)):
+        dataset = _read(path, str(path), stop_before_pixels=True, specific_tags=list(_HEADER))
         texts = {name: str(dataset.get(name) or "").strip() for name in _HEADER}
     side = texts["ImageLaterality"] or texts["Laterality"]
     days = [texts[name][:8] for name in _HEADER[3:]]
@@ -86,9 +88,18 @@ def read_dicom(path: Path, most_pixels: int) -> Bytes:
     Raises DataError, naming the file: several frames, a compression or a colour space that is not read, no pixels,
     damaged; Pillow's DecompressionBombError for too many pixels; MissingExtra without pydicom.
     """
-    with _quietly(path):
-        dataset = _read(path)
-        _check(path, dataset, most_pixels)
+    return _decoded(path, str(path), most_pixels)
+
+
+def decode_dicom(data: bytes, where: str, most_pixels: int) -> Bytes:
+    """As :func:`read_dicom`, of the bytes of a file; `where` stands in messages."""
+    return _decoded(data, where, most_pixels)
+
+
+def _decoded(source: Path | bytes, where: str, most_pixels: int) -> Bytes:
+    with _quietly(where):
+        dataset = _read(source, where)
+        _check(where, dataset, most_pixels)
         pixels = np.asarray(dataset.pixel_array)
         stored, signed = int(dataset.BitsStored), int(dataset.get("PixelRepresentation", 0) or 0)
         if dataset.PhotometricInterpretation in _GRAY:
@@ -99,35 +110,35 @@ def read_dicom(path: Path, most_pixels: int) -> Bytes:
         return _scaled(pixels, 0.0, float(2**stored - 1))
 
 
-def _check(path: Path, dataset: Any, most_pixels: int) -> None:
+def _check(where: str, dataset: Any, most_pixels: int) -> None:
     """Raise DataError unless the pixels are one picture of a known kind and within bounds; decodes nothing."""
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     if syntax not in SYNTAXES:
         kinds = ", ".join(dict.fromkeys(SYNTAXES.values()))
         raise DataError(
-            f"{path}: DICOM in a compression that is not read here ({_plain(syntax)}; read are {kinds}). "
+            f"{where}: DICOM in a compression that is not read here ({_plain(syntax)}; read are {kinds}). "
             "Convert it, for example with: dcmdjpeg or gdcmconv --raw"
         )
     if "PixelData" not in dataset:
-        raise DataError(f"{path}: a DICOM file without a picture.")
+        raise DataError(f"{where}: a DICOM file without a picture.")
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if frames != 1:
-        raise DataError(f"{path}: a DICOM file of {frames} frames; save the one that counts by itself.")
+        raise DataError(f"{where}: a DICOM file of {frames} frames; save the one that counts by itself.")
     height, width, samples = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel", 1))
     if height * width > most_pixels:
-        raise Image.DecompressionBombError
+        raise Image.DecompressionBombError(most_pixels)
     kind, stored = str(dataset.get("PhotometricInterpretation", "")), int(dataset.BitsStored)
     if kind not in (_GRAY if samples == 1 else _COLOUR):
         raise DataError(
-            f"{path}: DICOM with colours as {_plain(kind) or 'nothing'}, which are not read; export it as PNG."
+            f"{where}: DICOM with colours as {_plain(kind) or 'nothing'}, which are not read; export it as PNG."
         )
     if int(dataset.BitsAllocated) not in (8, 16) or not 8 <= stored <= int(dataset.BitsAllocated):
-        raise DataError(f"{path}: DICOM of {stored} bits in {int(dataset.BitsAllocated)}; 8 to 16 are read.")
+        raise DataError(f"{where}: DICOM of {stored} bits in {int(dataset.BitsAllocated)}; 8 to 16 are read.")
     if SYNTAXES[syntax].startswith("JPEG"):
-        _check_inside(path, dataset, (width, height))
+        _check_inside(where, dataset, (width, height))
     elif SYNTAXES[syntax] == "RLE" and len(dataset.PixelData) > 2 * _raw_bytes(dataset) + 4096:
         # Two bytes may unpack to 128; honest files are hardly longer than their pixels.
-        raise DataError(f"{path}: damaged: more compressed bytes than {width}x{height} pixels can need.")
+        raise DataError(f"{where}: damaged: more compressed bytes than {width}x{height} pixels can need.")
 
 
 def _raw_bytes(dataset: Any) -> int:
@@ -135,14 +146,14 @@ def _raw_bytes(dataset: Any) -> int:
     return int(dataset.Rows) * int(dataset.Columns) * samples * int(dataset.BitsAllocated) // 8
 
 
-def _check_inside(path: Path, dataset: Any, size: tuple[int, int]) -> None:
+def _check_inside(where: str, dataset: Any, size: tuple[int, int]) -> None:
     """Refuse a JPEG inside that is larger than the DICOM around it says, by its head."""
     from pydicom.encaps import get_frame
 
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
         if image.size != size:
-            raise DataError(f"{path}: damaged: DICOM of {size[0]}x{size[1]} around a picture of another size.")
+            raise DataError(f"{where}: damaged: DICOM of {size[0]}x{size[1]} around a picture of another size.")
 
 
 def _shown(dataset: Any, pixels: npt.NDArray[Any], stored: int, *, signed: bool) -> Bytes:
@@ -187,16 +198,17 @@ def _plain(text: str) -> str:
     )
 
 
-def _read(path: Path, **options: Any) -> Any:
+def _read(source: Path | bytes, where: str, **options: Any) -> Any:
     """The data set. The deflated syntax is refused by the head alone: it unpacks to any size at once."""
     from pydicom import dcmread
-    from pydicom.filereader import read_file_meta_info
 
-    with open(path, "rb") as stream:
-        has_preamble = stream.read(132)[128:] == b"DICM"
-    if has_preamble and str(read_file_meta_info(path).get("TransferSyntaxUID", "")) == "1.2.840.10008.1.2.1.99":
-        raise DataError(f"{path}: a deflated DICOM file, which is not read. Convert it, for example with: dcmconv +te")
-    dataset = dcmread(path, force=True, **options)
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+        if stream.read(132)[128:] == b"DICM" and _DEFLATED in (_syntax(stream, False), _syntax(stream, True)):
+            raise DataError(
+                f"{where}: a deflated DICOM file, which is not read. Convert it, for example with: dcmconv +te"
+            )
+        stream.seek(0)
+        dataset = dcmread(stream, force=True, **options)
     if "TransferSyntaxUID" not in dataset.file_meta:
         # Written without its head: pydicom found out which of the three plain syntaxes it is.
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -207,24 +219,35 @@ def _read(path: Path, **options: Any) -> Any:
     return dataset
 
 
+def _syntax(stream: BinaryIO, implicit: bool) -> str:
+    """The transfer syntax that the head behind the preamble says, read in one of the two ways pydicom tries."""
+    from pydicom.filereader import read_dataset
+
+    stream.seek(132)
+    with contextlib.suppress(Exception):  # whoever decodes the file hears what is wrong
+        head = read_dataset(stream, implicit, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        return str(head.get("TransferSyntaxUID", ""))
+    return ""
+
+
 @contextlib.contextmanager
-def _quietly(path: Path) -> Iterator[None]:
+def _quietly(where: str) -> Iterator[None]:
     """Whatever pydicom raises becomes a DataError without its text, and whatever it would log is not said: both quote
     the header."""
-    _silence(path)
+    _silence(where)
     try:
         yield
     except (UserError, Image.DecompressionBombError):
         raise
     except Exception as error:
-        raise DataError(f"{path}: a DICOM file that is damaged or cut short ({type(error).__name__}).") from None
+        raise DataError(f"{where}: a DICOM file that is damaged or cut short ({type(error).__name__}).") from None
 
 
-def _silence(path: Path) -> None:
+def _silence(where: str) -> None:
     try:
         from pydicom import config
     except ImportError:
-        raise MissingExtra(f"{path}: DICOM", "dicom") from None
+        raise MissingExtra(f"{where}: DICOM", "dicom") from None
     logging.getLogger("pydicom").disabled = True
     config.settings.reading_validation_mode = config.IGNORE
 

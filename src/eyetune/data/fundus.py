@@ -194,9 +194,13 @@ def load_square(path: Path, settings: FundusSettings) -> Photo:
     return _square(lambda short_side: read_image(path, short_side=short_side, bits=settings.bits), settings)
 
 
-def decode_square(data: bytes, where: str, settings: FundusSettings) -> Photo:
-    """As :func:`load_square`, of the bytes of a file; `where` stands in messages."""
-    return _square(lambda short_side: decode_image(data, where, short_side=short_side, bits=settings.bits), settings)
+def decode_square(data: bytes, where: str, settings: FundusSettings, *, name: str | None = None) -> Photo:
+    """As :func:`load_square`, of the bytes of a file; `where` and `name` as :func:`decode_image` takes them."""
+
+    def read(short_side: int | None) -> Photo:
+        return decode_image(data, where, short_side=short_side, bits=settings.bits, name=name)
+
+    return _square(read, settings)
 
 
 def _square(read: Callable[[int | None], Photo], settings: FundusSettings) -> Photo:

@@ -44,6 +44,9 @@ _LEAST_BYTES = 1 / 1000
 _LARGEST_TILE = 4096 * 4096
 """Pixels of a TIFF tile, which is decoded whole however small the picture is."""
 
+_HEAD = 512
+"""Bytes of a file that tell what it is, when it is no image."""
+
 _TILE_SIZE = (322, 323)
 _ORIENTATION = 274
 _LARGEST_VALUE = 281
@@ -69,29 +72,45 @@ def read_image(path: Path, *, short_side: int | None = None, bits: int | None = 
     over MAX_PIXELS; DICOM without the extra `dicom`.
     """
     with _said_of(path), _open_file(path) as stream:
-        if _is_dicom(path, stream):
+        if _is_dicom(path.name, stream):
             from eyetune.data.dicom import read_dicom
 
             return read_dicom(path, MAX_PIXELS)
         return _decode(stream, os.fstat(stream.fileno()).st_size, short_side, bits)
 
 
-def decode_image(data: bytes, where: str, *, short_side: int | None = None, bits: int | None = None) -> Photo:
-    """As :func:`read_image`, of the bytes of a file, which is no DICOM; `where` stands in messages."""
-    with _said_of(where):
-        return _decode(io.BytesIO(data), len(data), short_side, bits)
+def decode_image(
+    data: bytes,
+    where: str,
+    *,
+    short_side: int | None = None,
+    bits: int | None = None,
+    name: str | None = None,
+    most_pixels: int = MAX_PIXELS,
+) -> Photo:
+    """As :func:`read_image`, of the bytes of a file; `where` stands in messages. With `name`, what the file was called,
+    they may be DICOM. Raises DataError as there, and for more than `most_pixels`."""
+    with _said_of(where, data[:_HEAD]):
+        stream = io.BytesIO(data)
+        if name is not None and _is_dicom(name, stream):
+            from eyetune.data.dicom import decode_dicom
+
+            return decode_dicom(data, where, most_pixels)
+        return _decode(stream, len(data), short_side, bits, most_pixels)
 
 
 @contextlib.contextmanager
-def _said_of(source: Path | str) -> Iterator[None]:
-    """Turn whatever decoding raises into a DataError that names the file, or where the bytes were."""
+def _said_of(source: Path | str, head: bytes | None = None) -> Iterator[None]:
+    """Turn whatever decoding raises into a DataError that names the file, or where the bytes were, which begin with
+    `head`."""
     try:
         yield
     except UnidentifiedImageError:
-        said = _not_an_image(source) if isinstance(source, Path) else "not an image EyeTune reads, or damaged"
-        raise DataError(f"{source}: {said}.") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"{source}: more than {MAX_PIXELS // 1_000_000} million pixels; save it smaller.") from None
+        raise DataError(f"{source}: {_not_an_image(_head(Path(source)) if head is None else head)}.") from None
+    except Image.DecompressionBombError as bomb:
+        # (Pillow's own, from before its head is read whole, says so in words.)
+        most = bomb.args[0] if bomb.args and isinstance(bomb.args[0], int) else MAX_PIXELS
+        raise DataError(f"{source}: more than {most / 1e6:g} million pixels; save it smaller.") from None
     except _Refused as refused:
         raise DataError(f"{source}: {refused}.") from None
     except MissingExtra as missing:  # of one file among many that may be read
@@ -146,12 +165,12 @@ def has_dicom_mark(path: Path) -> bool:
         return False
 
 
-def _is_dicom(path: Path, stream: BinaryIO) -> bool:
+def _is_dicom(name: str, stream: BinaryIO) -> bool:
     """Whether a file is DICOM: its mark at byte 128; or, without the mark, its name. Leaves the stream at 0."""
     head = stream.read(132)
     stream.seek(0)
     # A file may be called .dcm and be empty, a web page or a JPEG: only what could be DICOM without its preamble.
-    return head[128:] == b"DICM" or (is_dicom_name(path.name) and head[:2] in (b"\x08\0", b"\x02\0", b"\0\x08"))
+    return head[128:] == b"DICM" or (is_dicom_name(name) and head[:2] in (b"\x08\0", b"\x02\0", b"\0\x08"))
 
 
 def _open_file(path: Path) -> BinaryIO:
@@ -168,9 +187,12 @@ def _open_file(path: Path) -> BinaryIO:
         raise DataError(f"{str(path)!r}: cannot be opened ({said}).") from None
 
 
-def _not_an_image(path: Path) -> str:
+def _head(path: Path) -> bytes:
     with open(path, "rb") as stream:
-        head = stream.read(512)
+        return stream.read(_HEAD)
+
+
+def _not_an_image(head: bytes) -> str:
     if not head:
         return "an empty file (0 bytes)"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -180,12 +202,14 @@ def _not_an_image(path: Path) -> str:
     return f"not an image EyeTune reads ({', '.join(FORMATS)}, DICOM), or damaged at its beginning"
 
 
-def _decode(stream: BinaryIO, size: int, short_side: int | None, bits: int | None) -> Photo:
+def _decode(
+    stream: BinaryIO, size: int, short_side: int | None, bits: int | None, most_pixels: int = MAX_PIXELS
+) -> Photo:
     """The picture in a stream of `size` bytes."""
     with Image.open(stream, formats=FORMATS) as image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise Image.DecompressionBombError
+        if width * height > most_pixels:
+            raise Image.DecompressionBombError(most_pixels)
         # (Some cameras' JPEGs are multi-picture files, which Pillow calls MPO: the first is the photograph.)
         is_jpeg = image.format in ("JPEG", "MPO")
         if is_jpeg:

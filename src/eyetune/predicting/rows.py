@@ -175,17 +175,28 @@ class Predictor:
             with counted_by(lambda done: update((2 * len(records) + done) // stages)):
                 maps = self._draw(records, table, good, first)
         for index, record in enumerate(records):
-            row: dict[str, Cell] = dict.fromkeys(self.columns)
-            row |= {"image": record.name, "error": faults[index]}
-            if table is not None and index in place:
-                row |= self.said(table, place[index])
-            if self.quality:
-                row["quality"] = words[index]
+            predicted = table if index in place else None
+            row = self.row(record.name, predicted, place.get(index, 0), flags=words[index], error=faults[index])
             if index in maps:
                 row["heat_map"] = maps[index]
             found.append(row)
         update(len(records))
         return found
+
+    def row(
+        self,
+        name: str,
+        table: Table | None = None,
+        place: int = 0,
+        *,
+        flags: tuple[str, ...] | None = None,
+        error: str | None = None,
+    ) -> dict[str, Cell]:
+        """The row of one photograph: what the row at `place` of a table, calibrated, says of it, its quality flags, or
+        why there is nothing."""
+        row: dict[str, Cell] = dict.fromkeys(self.columns)
+        row |= {"image": name, "error": error} | ({} if table is None else self.said(table, place))
+        return row | ({"quality": flags} if self.quality else {})
 
     def table_of(self, names: Sequence[str], squares: Sequence[NDArray[np.uint8]]) -> Table:
         """The table, calibrated, of photographs that are squares uint8[P, P, 3] already, as the model's settings make
