@@ -24,6 +24,7 @@ FLOORS = [
     {"train", "flags"},
     {"clip", "checks", "comparison", "heatmaps"},
     {"report", "predicting", "searching"},
+    {"serving"},
     {"verbs"},
     {"cli"},
     {"guides"},
@@ -40,7 +41,20 @@ STORYTELLERS = {
     "clip_zeroshot": {"evaluate"},
 }
 
-HEAVY = ("torch", "numpy", "pandas", "timm", "peft", "cv2", "sklearn", "matplotlib", "transformers", "PIL")
+HEAVY = ("torch", "numpy", "pandas", "timm", "peft", "cv2", "sklearn", "matplotlib", "transformers", "PIL", "uvicorn")
+    "torch",
+    "numpy",
+    "pandas",
+    "timm",
+    "peft",
+    "cv2",
+    "sklearn",
+    "matplotlib",
+    "transformers",
+    "PIL",
+    "uvicorn",
+    "starlette",
+)
 
 
 def modules() -> list[Path]:
@@ -120,6 +134,7 @@ finetune
 evaluate
 calibrate
 predict
+serve
 demo
 data
 data audit

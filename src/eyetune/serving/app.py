@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from eyetune.errors import UserError
 from eyetune.serving.card import about, card
-from eyetune.serving.desk import Desk, Full, Gone, Page, Photograph
+from eyetune.serving.desk import Desk, Full, Gone, NoMore, Page, Photograph
 
 if TYPE_CHECKING:
     from eyetune.serving.limits import Limits
@@ -87,7 +87,7 @@ def make_app(reader: Reader, limits: Limits, done: Callable[[Sequence[Photograph
             Route("/api/photographs/{key}/heat", asked.heat),
             Route("/api/table.csv", asked.table),
         ],
-        exception_handlers={Refused: _refused, Full: _full, Gone: _gone, UserError: _mistake},
+        exception_handlers={Refused: _refused, NoMore: _no_more, Full: _full, Gone: _gone, UserError: _mistake},
         lifespan=open_desk,
     )
     app.state.desk = desk
@@ -278,6 +278,10 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _full(request: Request, error: Exception) -> Response:
     return _said(503, str(error), Connection="close", **{"Retry-After": "5"})
+
+
+async def _no_more(request: Request, error: Exception) -> Response:
+    return _said(507, str(error), Connection="close")
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -72,7 +72,7 @@ export class Card {
       this.eye.value = item.eye.eye;
     }
     this.side.hidden = !(item.eye && SIDES[item.eye.eye]);
-    this.side.textContent = this.side.hidden ? "" : SIDES[item.eye.eye];
+    this.side.textContent = this.side.hidden ? "" : `${SIDES[item.eye.eye]}${item.eye.byHand || item.paired ? "" : "?"}`;
     this.element.dataset.state = item.state;
     this.still.textContent = { queued: "Waiting", sending: "Sending", waiting: "Waiting", reading: "Being read" }[item.state] || "";
     this.again.hidden = !item.retry;
@@ -148,6 +148,10 @@ function plausible({ names, level }) {
 
 // Two cards as one patient: the right eye on the left, as one faces the patient.
 export function pair(patient, right, left, apart) {
+  for (const card of [right, left]) {
+    card.item.paired = true;
+    card.update();
+  }
   const byHand = right.item.eye.byHand || left.item.eye.byHand;
   const why = byHand ? "as you said" : `assumed from the names: “${right.item.eye.word}” and “${left.item.eye.word}”`;
   const button = make("button", { type: "button", class: "small", onclick: apart }, "Not one patient");

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from eyetune.errors import UserError
+from eyetune.serving.reader import unexpected
 
 if TYPE_CHECKING:
     from eyetune.serving.limits import Limits
@@ -28,7 +30,11 @@ TOGETHER = 4
 
 
 class Full(UserError):
-    """There is no place; the text says of what."""
+    """There is no place now; the text says of what."""
+
+
+class NoMore(Full):
+    """There is no place until somebody makes some."""
 
 
 class Gone(UserError):
@@ -169,6 +175,7 @@ class Desk:
 
     def page(self, token: str) -> Page:
         """The page of a token. Raises Gone."""
+        self.sweep()
         page = self._pages.get(token)
         if page is None:
             raise Gone("this page has been forgotten: load it anew.")
@@ -202,10 +209,10 @@ class Desk:
             self.close(page)
 
     def check_room_for_results(self) -> None:
-        """Raise Full when there are as many photographs as may be kept."""
+        """Raise NoMore when there are as many photographs as may be kept."""
         kept = sum(len(page.photographs) for page in self._pages.values())
         if kept >= self.limits.results:
-            raise Full(
+            raise NoMore(
                 f"{kept} photographs are here, as many as are kept at a time: download the table, then clear the page."
             )
 
@@ -243,7 +250,10 @@ class Desk:
             one.state = "reading"
             page.changed(one)
         files = [(one.name, one.data or b"") for _, one in some]
-        found = await self.ask(lambda: self.reader.read(files))
+        try:
+            found = await self.ask(lambda: self.reader.read(files))
+        except Exception as error:  # a fault of ours must not end the queue
+            found = [(None, unexpected(error))] * len(files)
         for (page, one), (reading, error) in zip(some, found, strict=True):
             one.reading, one.error = reading, error
             one.state = "failed" if reading is None else "done"
@@ -252,7 +262,10 @@ class Desk:
             self.count += 1
         if self._done is not None:
             done = self._done
-            await self.ask(lambda: done([one for _, one in some]))
+            try:
+                await self.ask(lambda: done([one for _, one in some]))
+            except UserError as error:  # the page goes on without
+                print(f"eyetune: {error}", file=sys.stderr, flush=True)
 
     def _let_go(self, photograph: Photograph) -> None:
         assert photograph.data is not None

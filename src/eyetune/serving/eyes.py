@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from eyetune.data.tables import EYE_WORDS
 
-_PLAIN = {"left", "right", "od", "os"}
-"""Words that mean an eye wherever they stand; the shorter ones (l, r, le, re) only where a name begins or ends."""
+_PLAIN = {"left", "right", "l", "r", "od", "os"}
+"""Words that mean an eye wherever they stand; `le` and `re` do only where a name begins or ends."""
 
-_GLUED = re.compile(r"(?P<rest>.*\d)(?P<eye>left|right|od|os|l|r)", re.IGNORECASE)
+_GLUED = re.compile(r"(?P<rest>\d+)(?P<eye>left|right|od|os|l|r)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Eye:
 
 def guess(name: str) -> Eye | None:
     """Whose eye a photograph shows by its path with forward slashes; None where it does not say so plainly."""
-    *folders, file = [part for part in name.split("/") if part]
+    *folders, file = [part for part in name.split("/") if part] or [""]
     stem = file.rpartition(".")[0] or file
     pieces = re.split(r"([\W_]+)", stem)  # words at even places, what parts them at odd ones
     words = pieces[::2]
@@ -44,7 +44,7 @@ def guess(name: str) -> Eye | None:
         return _eye([*folders, rest] if rest else folders, words[found[0]])
     if not found and (glued := _GLUED.fullmatch(words[-1])):
         return _eye([*folders, "".join(pieces[:-1]) + glued["rest"]], glued["eye"])
-    if not found and folders and folders[-1].lower() in _PLAIN:
+    if not found and folders and len(folders[-1]) > 1 and folders[-1].lower() in _PLAIN:
         return _eye([*folders[:-1], stem], folders[-1])
     return None
 

@@ -119,7 +119,7 @@ class Reader:
         except DataError as error:
             return str(error)
         except Exception as error:  # of one file; the next one may be read
-            return _unexpected(error)
+            return unexpected(error)
 
     def _judge(self, looks: Sequence[_Look]) -> list[tuple[Reading | None, str | None]]:
         """What the model says of prepared photographs: of all together, or where that fails of each alone."""
@@ -132,7 +132,7 @@ class Reader:
         except Exception as error:
             if len(looks) > 1:
                 return [judged for look in looks for judged in self._judge([look])]
-            return [(None, str(error) if isinstance(error, DataError) else _unexpected(error))]
+            return [(None, str(error) if isinstance(error, DataError) else unexpected(error))]
         return [
             (Reading(table, row, look.flags, look.preview, _encoded(".png", look.square)), None)
             for row, look in enumerate(looks)
@@ -220,7 +220,7 @@ def _decoded(picture: bytes) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def _unexpected(error: Exception) -> str:
+def unexpected(error: Exception) -> str:
     """What to say of an error that is EyeTune's own; where it arose goes to stderr, without its text, which might name
     a patient."""
     where = "".join(traceback.format_tb(error.__traceback__))

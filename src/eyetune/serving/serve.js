@@ -316,7 +316,11 @@ function refresh() {
 function layout(parts) {
   const focused = document.activeElement;
   const elements = parts.map(({ group, patient }) => {
-    if (group.length === 1) return group[0].card.element;
+    if (group.length === 1) {
+      group[0].paired = false;
+      group[0].card.update();
+      return group[0].card.element;
+    }
     return pair(patient, group[0].card, group[1].card, () => {
       state.apart.add(patient);
       refresh();

@@ -93,7 +93,7 @@ def make_server(app: ASGIApp, limits: Limits, *, names: tuple[str, ...] = (), ad
         ws="none",
         lifespan="on",
         limit_concurrency=limits.connections,
-        timeout_keep_alive=30,
+        timeout_keep_alive=15,
         timeout_graceful_shutdown=_FAREWELL,
         proxy_headers=False,
         **settings,
