@@ -42,19 +42,6 @@ STORYTELLERS = {
 }
 
 HEAVY = ("torch", "numpy", "pandas", "timm", "peft", "cv2", "sklearn", "matplotlib", "transformers", "PIL", "uvicorn")
-    "torch",
-    "numpy",
-    "pandas",
-    "timm",
-    "peft",
-    "cv2",
-    "sklearn",
-    "matplotlib",
-    "transformers",
-    "PIL",
-    "uvicorn",
-    "starlette",
-)
 
 
 def modules() -> list[Path]:

@@ -203,7 +203,7 @@ def _read(source: Path | bytes, where: str, **options: Any) -> Any:
     from pydicom import dcmread
 
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
-        if stream.read(132)[128:] == b"DICM" and _DEFLATED in (_syntax(stream, False), _syntax(stream, True)):
+        if stream.read(132)[128:] == b"DICM" and _syntax(stream) == _DEFLATED:
             raise DataError(
                 f"{where}: a deflated DICOM file, which is not read. Convert it, for example with: dcmconv +te"
             )
@@ -219,14 +219,17 @@ def _read(source: Path | bytes, where: str, **options: Any) -> Any:
     return dataset
 
 
-def _syntax(stream: BinaryIO, implicit: bool) -> str:
-    """The transfer syntax that the head behind the preamble says, read in one of the two ways pydicom tries."""
+def _syntax(stream: BinaryIO) -> str:
+    """The transfer syntax that the head behind the preamble says; as pydicom does, read in the one way of writing or,
+    where its first element makes no sense, in the other. Empty where it says none."""
     from pydicom.filereader import read_dataset
 
-    stream.seek(132)
-    with contextlib.suppress(Exception):  # whoever decodes the file hears what is wrong
-        head = read_dataset(stream, implicit, True, stop_when=lambda tag, vr, length: tag.group != 2)
-        return str(head.get("TransferSyntaxUID", ""))
+    for implicit in (False, True):
+        stream.seek(132)
+        with contextlib.suppress(Exception):  # whoever decodes the file hears what is wrong
+            head = read_dataset(stream, implicit, True, stop_when=lambda tag, vr, length: tag.group != 2)
+            _ = head[next(iter(head.elements())).tag]
+            return str(head.get("TransferSyntaxUID", ""))
     return ""
 
 

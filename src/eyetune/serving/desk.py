@@ -252,8 +252,8 @@ class Desk:
         files = [(one.name, one.data or b"") for _, one in some]
         try:
             found = await self.ask(lambda: self.reader.read(files))
-        except Exception as error:  # a fault of ours must not end the queue
-            found = [(None, unexpected(error))] * len(files)
+        except Exception as fault:  # one of ours must not end the queue
+            found = [(None, unexpected(fault))] * len(files)
         for (page, one), (reading, error) in zip(some, found, strict=True):
             one.reading, one.error = reading, error
             one.state = "failed" if reading is None else "done"
@@ -264,8 +264,8 @@ class Desk:
             done = self._done
             try:
                 await self.ask(lambda: done([one for _, one in some]))
-            except UserError as error:  # the page goes on without
-                print(f"eyetune: {error}", file=sys.stderr, flush=True)
+            except UserError as fault:  # the page goes on without
+                print(f"eyetune: {fault}", file=sys.stderr, flush=True)
 
     def _let_go(self, photograph: Photograph) -> None:
         assert photograph.data is not None
