@@ -12,6 +12,8 @@ import torch
 
 import eyetune
 from eyetune.backbones import load_backbone
+from eyetune.backbones.retclip import RET_CLIP, published_name
+from eyetune.backbones.weights import empty_network
 from eyetune.clip import RetClip, load_clip
 from eyetune.errors import UserError, WeightsError
 
@@ -196,3 +198,12 @@ def test_no_file(tmp_path: Path) -> None:
 def test_another_name() -> None:
     with pytest.raises(UserError, match=r"unknown image-text model 'retclip'\. Did you mean 'ret-clip'\?"):
         load_clip("retclip")
+
+
+def test_names_go_there_and_back() -> None:
+    keys = list(empty_network(RET_CLIP, 224, "projected").state_dict())
+    theirs = [published_name(key) for key in keys]
+    assert len({*theirs}) == len(keys)
+    assert {"conv1.weight", "proj", "transformer.resblocks.11.attn.in_proj_bias"} < {*theirs}
+    assert [RET_CLIP.layout.target(f"visual.{name}") for name in theirs] == keys
+    assert {published_name(key) for key in ("blocks.0.ls1.gamma", "patch_embed.proj.bias", "reg_token")} == {None}

@@ -77,6 +77,48 @@ def _build(pixels: int, pool: str) -> nn.Module:
     return _network(_PUBLISHED, pixels)
 
 
+_NAMES = {
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "proj": "projection.weight",
+    "conv1.weight": "patch_embed.proj.weight",
+    "ln_pre.": "norm_pre.",
+    "ln_post.": "norm.",
+}
+"""The published names after `visual.`, and timm's; those that end in a dot go on with `weight` or `bias`."""
+
+_IN_BLOCKS = {
+    "attn.in_proj_": "attn.qkv.",
+    "attn.out_proj.": "attn.proj.",
+    "ln_1.": "norm1.",
+    "ln_2.": "norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+"""The same of what follows the number of a block."""
+
+_THEIR_BLOCKS, _OUR_BLOCKS = "transformer.resblocks.", "blocks."
+
+_RENAME = (
+    *((rf"^visual\.{re.escape(theirs)}{'' if theirs[-1] == '.' else '$'}", ours) for theirs, ours in _NAMES.items()),
+    (rf"^visual\.{re.escape(_THEIR_BLOCKS)}", _OUR_BLOCKS),
+    *((rf"^(blocks\.\d+)\.{re.escape(theirs)}", rf"\1.{ours}") for theirs, ours in _IN_BLOCKS.items()),
+)
+
+
+def published_name(key: str) -> str | None:
+    """RET-CLIP's name, after `visual.`, for a tensor of timm's vision transformer; None when it has none."""
+    block = re.match(r"blocks\.(\d+\.)", key)
+    names, before = (_IN_BLOCKS, _THEIR_BLOCKS + block[1]) if block else (_NAMES, "")
+    rest = key[block.end() :] if block else key
+    for theirs, ours in names.items():
+        if rest == ours:
+            return before + theirs
+        if ours[-1] == "." and rest in (f"{ours}weight", f"{ours}bias"):
+            return before + theirs + rest.removeprefix(ours)
+    return None
+
+
 def clip_spec(shape: VisionShape) -> BackboneSpec:
     """RET-CLIP's image tower in another size: ViT-B/32, ViT-L/14, …"""
     if shape == _PUBLISHED or shape == replace(_PUBLISHED, pixels=shape.pixels):
@@ -108,20 +150,7 @@ RET_CLIP = BACKBONES.add(
         build=_build,
         layout=KeyLayout(
             containers=("state_dict", "model"),
-            rename=(
-                (r"^visual\.class_embedding$", "cls_token"),
-                (r"^visual\.positional_embedding$", "pos_embed"),
-                (r"^visual\.proj$", "projection.weight"),
-                (r"^visual\.conv1\.", "patch_embed.proj."),
-                (r"^visual\.ln_pre\.", "norm_pre."),
-                (r"^visual\.ln_post\.", "norm."),
-                (r"^visual\.transformer\.resblocks\.", "blocks."),
-                (r"^(blocks\.\d+)\.attn\.in_proj_", r"\1.attn.qkv."),
-                (r"^(blocks\.\d+)\.attn\.out_proj\.", r"\1.attn.proj."),
-                (r"^(blocks\.\d+)\.ln_([12])\.", r"\1.norm\2."),
-                (r"^(blocks\.\d+)\.mlp\.c_fc\.", r"\1.mlp.fc1."),
-                (r"^(blocks\.\d+)\.mlp\.c_proj\.", r"\1.mlp.fc2."),
-            ),
+            rename=_RENAME,
             transpose=("projection.weight",),
             dropped=(
                 (r"bert\.", "text tower: the image backbone does not read; load the whole model with `load_clip`"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eyetune.backbones.backbone import Backbone
+from eyetune.backbones.retclip import published_name
 from eyetune.clip.towers import merged_tower
 from eyetune.errors import ConfigError, UserError
 from eyetune.files import atomic
@@ -23,22 +23,6 @@ if TYPE_CHECKING:
 
 VISION = "vision.safetensors"
 RET_CLIP_FILE = "ret-clip.pt"
-
-# From timm's names to those of the published file: the way back of the layout in backbones/retclip.py.
-_NAMES = (
-    (r"^cls_token$", "class_embedding"),
-    (r"^pos_embed$", "positional_embedding"),
-    (r"^projection\.weight$", "proj"),
-    (r"^patch_embed\.proj\.", "conv1."),
-    (r"^norm_pre\.", "ln_pre."),
-    (r"^norm\.", "ln_post."),
-    (r"^(blocks\.\d+)\.attn\.qkv\.", r"\1.attn.in_proj_"),
-    (r"^(blocks\.\d+)\.attn\.proj\.", r"\1.attn.out_proj."),
-    (r"^(blocks\.\d+)\.norm([12])\.", r"\1.ln_\2."),
-    (r"^(blocks\.\d+)\.mlp\.fc1\.", r"\1.mlp.c_fc."),
-    (r"^(blocks\.\d+)\.mlp\.fc2\.", r"\1.mlp.c_proj."),
-    (r"^blocks\.", "transformer.resblocks."),
-)
 
 
 def write_files(folder: RunDir, built: Built, fitted: FitResult, *, ret_clip: bool) -> None:
@@ -54,7 +38,7 @@ def write_files(folder: RunDir, built: Built, fitted: FitResult, *, ret_clip: bo
 
 def check_ret_clip(visual: Backbone) -> None:
     """Raise ConfigError unless RET-CLIP's code has an image tower like this one."""
-    known = {_published(name) for name in visual.network.state_dict()}
+    known = {published_name(name) for name in visual.network.state_dict()}
     wanted = {"class_embedding", "positional_embedding", "conv1.weight", "ln_pre.weight", "ln_post.weight"}
     if not wanted <= known or None in known:
         raise ConfigError(
@@ -80,7 +64,7 @@ def save_ret_clip(model: RetClip, path: Path, *, epoch: int = 0, step: int = 0, 
     check_ret_clip(tower)
     state: dict[str, Tensor] = {}
     for key, tensor in tower.network.state_dict().items():
-        state[f"visual.{_published(key)}"] = tensor
+        state[f"visual.{published_name(key)}"] = tensor
     if isinstance(model.visual_projection, nn.Linear):
         # What stands between the two is of the same kind as the norm below it, and goes into its numbers.
         mean, scale = (model.visual_standard.get_buffer(name) for name in ("mean", "scale"))
@@ -113,11 +97,3 @@ def save_ret_clip(model: RetClip, path: Path, *, epoch: int = 0, step: int = 0, 
 
 
 _TOWERS = ("visual", "bert", "visual_projection", "visual_standard")
-
-
-def _published(name: str) -> str | None:
-    """RET-CLIP's name for a tensor of timm's vision transformer; None when it has none."""
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    known = r"(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post)\.(weight|bias)|transformer\.)"
-    return name if re.match(known, name) else None
