@@ -36,9 +36,7 @@ STORYTELLERS = {
     "search": {"finetune"},
     "check": {"finetune"},
     "compare": {"finetune", "evaluate"},
-    "calibrate": {"evaluate"},
     "clip_demo": {"data", "clip_prepare", "clip_train", "clip_retrieve", "clip_zeroshot"},
-    "clip_zeroshot": {"evaluate"},
 }
 
 HEAVY = ("torch", "numpy", "pandas", "timm", "peft", "cv2", "sklearn", "matplotlib", "transformers", "PIL", "uvicorn")

@@ -26,6 +26,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Workers = Annotated[int, Parameter(validator=Number(gte=0))] | Literal["auto"]
 BatchSize = Annotated[int, Parameter(validator=Number(gte=1))]
 Switch = Annotated[bool, Parameter(negative=())]
+Several = Annotated[list[str] | None, Parameter(negative=())]
 
 
 @Parameter(name="*")
@@ -101,6 +102,29 @@ def table_and_images(word: str) -> tuple[str, Path | None]:
         if colon and table:
             return table, Path(images)
     return word, None
+
+
+def parse_dataset(word: str) -> tuple[str, tuple[str, Path | None]]:
+    """`NAME=TABLE[:IMAGES]` -> (name, (table, images)). Raises ConfigError."""
+    name, equals, rest = word.partition("=")
+    if not (name and equals and rest):
+        raise ConfigError(f"--data {word}: write NAME=TABLE or NAME=TABLE:IMAGES, as in --data messidor=messidor.csv.")
+    return name, table_and_images(rest)
+
+
+def parse_maps(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """`NAME=MAP` words -> map by name. Raises ConfigError for a name that no --data has, or has twice."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, rest = word.partition("=")
+        if not (name and equals and rest):
+            raise ConfigError(f"--map {word}: write NAME=MAP, as in --map messidor=referable.")
+        if name not in names:
+            raise ConfigError(f"--map {word}: no --data is called {name!r}.{did_you_mean(name, names)}")
+        if name in found:
+            raise ConfigError(f"--map: two of them are for {name}.")
+        found[name] = rest
+    return found
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from eyetune.errors import ConfigError, DataError, RunError, listing
-from eyetune.flags import USUAL, Computing, Switch, Workers
+from eyetune.flags import USUAL, Computing, Several, Switch, Workers, parse_dataset, parse_maps
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,14 +18,12 @@ if TYPE_CHECKING:
     from eyetune.metrics.site import Figure
     from eyetune.train.run import Run
 
-Words = Annotated[list[str] | None, Parameter(negative=())]
-
 
 def command(
     run: Path,
     *,
-    data: Words = None,
-    map: Words = None,
+    data: Several = None,
+    map: Several = None,
     replace: Switch = False,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -58,8 +54,8 @@ def command(
     from eyetune.data.readable import check_readable
     from eyetune.metrics.labelmap import remarks
     from eyetune.terminal import show
+    from eyetune.train.elsewhere import open_dataset
     from eyetune.train.run import load_run
-    from eyetune.verbs.evaluate import open_dataset, parse_dataset, parse_maps
 
     named = dict(parse_dataset(word) for word in data or ())
     if not named:

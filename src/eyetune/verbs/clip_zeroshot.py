@@ -11,8 +11,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from eyetune.errors import ConfigError, DataError
-from eyetune.flags import READING, Reading, Switch
-from eyetune.verbs.evaluate import Words, parse_dataset, parse_maps
+from eyetune.flags import READING, Reading, Several, Switch, parse_dataset, parse_maps
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,9 +81,9 @@ NONE = FewShot()
 def command(
     run: Path,
     *,
-    data: Words = None,
+    data: Several = None,
     prompts: str,
-    map: Words = None,
+    map: Several = None,
     per: Literal["image", "patient"] = "image",
     split: str | None = None,
     out: Path | None = None,

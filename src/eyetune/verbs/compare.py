@@ -18,7 +18,8 @@ from eyetune.files import WRITING_ERRORS, make_folder, write_json, writing_faile
 from eyetune.flags import table_and_images
 from eyetune.interrupt import Interrupted
 from eyetune.terminal import show
-from eyetune.verbs.evaluate import Learnt, evaluate, open_dataset, open_table
+from eyetune.train.elsewhere import Learnt, open_dataset, open_table
+from eyetune.verbs.evaluate import evaluate
 from eyetune.verbs.finetune import check_settings, finetune, prepare_data, resume
 
 if TYPE_CHECKING:

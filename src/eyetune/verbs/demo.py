@@ -16,8 +16,9 @@ from eyetune.files import atomic, write_json
 from eyetune.flags import Device, Precision, Switch
 from eyetune.progress import duration
 from eyetune.terminal import show
+from eyetune.train.elsewhere import open_dataset
 from eyetune.verbs.data import synth
-from eyetune.verbs.evaluate import evaluate, open_dataset
+from eyetune.verbs.evaluate import evaluate
 from eyetune.verbs.finetune import finetune
 
 if TYPE_CHECKING:
