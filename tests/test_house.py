@@ -24,7 +24,7 @@ FLOORS = [
     {"train", "flags"},
     {"clip", "checks", "comparison", "heatmaps"},
     {"report", "predicting", "searching"},
-    {"serving"},
+    {"serving", "exporting"},
     {"verbs"},
     {"cli"},
     {"guides"},

@@ -41,6 +41,7 @@ app.command("eyetune.verbs.predict:command", name="predict", help="Files, folder
 app.command(
     "eyetune.verbs.serve:command", name="serve", help="A page on this machine: drop photographs, see what comes."
 )
+app.command("eyetune.verbs.export:command", name="export", help="A run for others: for PEFT, timm or ONNX Runtime.")
 app.command("eyetune.verbs.report:command", name="report", help="One HTML page a run, and its model card.")
 app.command("eyetune.verbs.check:app", name="check", help="Does it learn, what fits, what is slow, is the data sound?")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eyetune.backbones.spec import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, BackboneSpec, KeyLayout, Preprocess
+from eyetune.backbones.spec import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, BackboneSpec, KeyLayout, Preprocess, TimmCall
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,5 +37,9 @@ NANO = BACKBONES.add(
         layout=KeyLayout(dropped=((r"head\.", "classification head: a new one is trained"),)),
         file_names=(r"nano\.safetensors",),
         embedded=WEIGHTS,
+        plain={
+            "cls": TimmCall("vit_tiny_patch16_224", {"depth": 6}),
+            "avg": TimmCall("vit_tiny_patch16_224", {"depth": 6, "global_pool": "avg", "fc_norm": False}),
+        },
     ),
 )

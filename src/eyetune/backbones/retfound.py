@@ -15,6 +15,7 @@ from eyetune.backbones.spec import (
     Download,
     KeyLayout,
     Preprocess,
+    TimmCall,
 )
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ RETFOUND = BACKBONES.add(
         ),
         file_names=(r"RETFound_(cfp|oct)_weights\.pth", r"RETFound_mae_.*\.pth"),
         download=Download("RETFound_mae_natureCFP.pth", repo="YukunZhou/RETFound_mae_natureCFP", gated=True),
+        plain={
+            "cls": TimmCall("vit_large_patch16_224"),
+            "avg": TimmCall("vit_large_patch16_224", {"global_pool": "avg", "fc_norm": True}),
+        },
     ),
     aliases=("large",),
 )
@@ -93,5 +98,6 @@ RETFOUND_DINOV2 = BACKBONES.add(
         ),
         file_names=(r"RETFound_dinov2_.*\.pth",),
         download=Download("RETFound_dinov2_meh.pth", repo="YukunZhou/RETFound_dinov2_meh", gated=True),
+        plain={"cls": TimmCall("vit_large_patch14_dinov2", {"img_size": 224})},
     ),
 )

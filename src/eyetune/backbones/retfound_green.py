@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eyetune.backbones.spec import BACKBONES, BackboneSpec, Download, KeyLayout, Preprocess
+from eyetune.backbones.spec import BACKBONES, BackboneSpec, Download, KeyLayout, Preprocess, TimmCall
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,6 +50,9 @@ RETFOUND_GREEN = BACKBONES.add(
             "retfoundgreen_statedict.pth",
             url="https://github.com/justinengelmann/RETFound_Green/releases/download/v0.1/retfoundgreen_statedict.pth",
         ),
+        plain={
+            "avg": TimmCall("vit_small_patch14_reg4_dinov2", {"img_size": 392, "global_pool": "avg", "fc_norm": False}),
+        },
     ),
     aliases=("green",),
 )

@@ -98,6 +98,14 @@ class KeyLayout:
 
 
 @dataclass(frozen=True)
+class TimmCall:
+    """`timm.create_model(architecture, **arguments)`."""
+
+    architecture: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Download:
     """Where `weights: hub` finds a published file.
 
@@ -142,6 +150,8 @@ class BackboneSpec:
         file_names: names (regular expressions, whole name, any case) under which the weights are published.
         download: what `weights: hub` fetches, or None.
         embedded: weights shipped with the package, or None.
+        plain: pooling -> the call of `timm.create_model` that builds the same network at the published size, its
+            tensors under the same names; a pooling that is missing has none.
         kind: `timm` for names that timm resolves.
     """
 
@@ -160,6 +170,7 @@ class BackboneSpec:
     file_names: tuple[str, ...] = ()
     download: Download | None = None
     embedded: Path | None = None
+    plain: Mapping[str, TimmCall] = field(default_factory=dict)
     kind: Literal["family", "timm"] = "family"
 
     @property

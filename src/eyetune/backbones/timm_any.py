@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eyetune.backbones.spec import BACKBONES, BackboneSpec, KeyLayout, Preprocess
+from eyetune.backbones.spec import BACKBONES, BackboneSpec, KeyLayout, Preprocess, TimmCall
 from eyetune.errors import UserError, WeightsError, did_you_mean
 
 if TYPE_CHECKING:
@@ -64,8 +64,14 @@ def timm_spec(name: str) -> BackboneSpec:
         source=f"https://huggingface.co/timm/{name}",
         build=lambda pixels, pool: build(name, pixels, pool),
         layout=_layout(config),
+        plain={pool: _call(architecture, pool, pools[0]) for pool in pools},
         kind="timm",
     )
+
+
+def _call(architecture: str, pool: str, own: str) -> TimmCall:
+    """The call that builds what :func:`build` builds: another pooling without the norm that timm would add for it."""
+    return TimmCall(architecture, {} if pool == own else {"global_pool": pool, "fc_norm": False})
 
 
 def build(name: str, pixels: int, pool: str, *, pretrained: bool = False) -> nn.Module:

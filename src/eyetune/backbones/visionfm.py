@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eyetune.backbones.spec import BACKBONES, BackboneSpec, KeyLayout, Preprocess
+from eyetune.backbones.spec import BACKBONES, BackboneSpec, KeyLayout, Preprocess, TimmCall
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,5 +43,6 @@ VISIONFM = BACKBONES.add(
             ),
         ),
         file_names=(r"VFM_Fundus_weights\.pth",),
+        plain={"cls": TimmCall("vit_base_patch16_224")},
     ),
 )

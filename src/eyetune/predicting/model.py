@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from eyetune.errors import RunError, UserError
+from eyetune.errors import ConfigError, RunError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,7 @@ class Processes(Protocol):
 class TrainedModel(Protocol):
     """A model that has learnt: what it tells apart, how photographs reach it, what it says of them.
 
-    :class:`eyetune.train.run.Run` is one.
+    :class:`eyetune.train.run.Run` is one, :class:`eyetune.predicting.onnx_model.OnnxModel` another.
     """
 
     @property
@@ -131,7 +131,18 @@ def open_model(
     weights: str | None = None,
     cache: bool = True,
 ) -> TrainedModel:
-    """What lies at `path`, ready to predict; arguments and errors as of :func:`eyetune.train.run.load_run`."""
+    """What lies at `path`, ready to predict: a model exported to ONNX (a file NAME.onnx), or a run.
+
+    Arguments and errors as of :func:`eyetune.train.run.load_run`. An exported model computes in the precision it was
+    exported in, holds all its weights, and keeps nothing on disk. Raises ConfigError where it is asked for another.
+    """
+    if Path(path).suffix.lower() == ".onnx" and not Path(path).is_dir():
+        from eyetune.predicting.onnx_model import OnnxModel
+
+        if precision not in (None, "auto") or weights is not None:
+            what = "--weights" if weights is not None else f"--precision {precision}"
+            raise ConfigError(f"{what}: {path} is an exported model, which holds its weights and its precision.")
+        return OnnxModel(path, device=device)
     from eyetune.train.run import load_run
 
     return load_run(path, device=device, precision=precision, weights=weights, cache=cache)

@@ -77,9 +77,9 @@ class Novelty:
         return cls(tensors["mean"].float(), tensors["whitening"].float(), images, digest)
 
 
-def sample_places(count: int, seed: int) -> list[int]:
-    """At most MOST_IMAGES of `count` places, in order, the same for the same seed."""
-    if count <= MOST_IMAGES:
+def sample_places(count: int, seed: int, most: int = MOST_IMAGES) -> list[int]:
+    """At most `most` of `count` places, in order, the same for the same seed."""
+    if count <= most:
         return list(range(count))
     keys = [hashlib.sha256(f"{seed}:{place}".encode()).digest() for place in range(count)]
-    return sorted(sorted(range(count), key=lambda place: keys[place])[:MOST_IMAGES])
+    return sorted(sorted(range(count), key=lambda place: keys[place])[:most])
