@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 
 import eyetune.data.tables  # noqa: F401 - else imported when first used, past the eyes of the fuzzer
-from eyetune.backbones.weights import open_checkpoint
+from eyetune.backbones.opening import open_checkpoint
 from eyetune.config import Config
 from eyetune.data.dicom import read_header
 from eyetune.data.fundus import FundusSettings, load_square

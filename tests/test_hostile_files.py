@@ -21,7 +21,7 @@ from fuzz_kit import TARGETS, room
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eyetune.backbones.weights import open_checkpoint
+from eyetune.backbones.opening import open_checkpoint
 from eyetune.config import Config
 from eyetune.data.records import Manifest
 from eyetune.errors import ConfigError, DataError, UserError, WeightsError

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from eyetune.backbones import load_backbone
-from eyetune.backbones.weights import open_checkpoint
+from eyetune.backbones.opening import open_checkpoint
 from eyetune.errors import WeightsError
 
 TENSORS = {"a.weight": torch.arange(6000.0).reshape(60, 100), "a.bias": torch.ones(3)}

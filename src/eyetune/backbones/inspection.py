@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from eyetune.backbones.opening import Checkpoint, open_checkpoint
 from eyetune.backbones.spec import BACKBONES, BackboneSpec
-from eyetune.backbones.weights import Checkpoint, LoadReport, empty_network, open_checkpoint, plan
+from eyetune.backbones.weights import LoadReport, empty_network, plan
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from torch import nn
 
 from eyetune.backbones.backbone import Backbone
 from eyetune.backbones.inspection import hint
+from eyetune.backbones.opening import open_checkpoint
 from eyetune.backbones.spec import BackboneSpec
-from eyetune.backbones.weights import LoadReport, empty_network, fill, open_checkpoint, plan
+from eyetune.backbones.weights import LoadReport, empty_network, fill, plan
 from eyetune.errors import WeightsError
 
 

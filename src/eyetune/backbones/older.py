@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from eyetune.backbones import find_spec
 from eyetune.backbones.older_keys import ADAPTER_CONFIG, HEAD, Parts, class_names, named, read_parts
+from eyetune.backbones.opening import Checkpoint, open_checkpoint
 from eyetune.backbones.spec import BACKBONES, BackboneSpec
-from eyetune.backbones.weights import Checkpoint, LoadReport, empty_network, open_checkpoint, plan
+from eyetune.backbones.weights import LoadReport, empty_network, plan
 from eyetune.errors import WeightsError, listing
 
 if TYPE_CHECKING:

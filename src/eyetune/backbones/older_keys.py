@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eyetune.backbones import find_spec
-from eyetune.backbones.weights import Checkpoint, open_checkpoint
+from eyetune.backbones.opening import Checkpoint, open_checkpoint
 from eyetune.errors import UserError, WeightsError, listing
 
 if TYPE_CHECKING:

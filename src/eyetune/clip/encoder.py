@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from eyetune.backbones.opening import open_checkpoint
 from eyetune.backbones.spec import BACKBONES, KeyLayout
-from eyetune.backbones.weights import LoadReport, fill, open_checkpoint, plan
+from eyetune.backbones.weights import LoadReport, fill, plan
 from eyetune.clip.loading import bert_model
 from eyetune.clip.text import text_config
 from eyetune.errors import MissingExtra, UserError, WeightsError

@@ -13,9 +13,10 @@ from torch import nn
 
 from eyetune.backbones import load_backbone
 from eyetune.backbones.loading import load, where_to_get
+from eyetune.backbones.opening import Checkpoint, open_checkpoint
 from eyetune.backbones.retclip import RET_CLIP, VisionShape, clip_spec
 from eyetune.backbones.spec import BackboneSpec
-from eyetune.backbones.weights import Checkpoint, fill, open_checkpoint, plan
+from eyetune.backbones.weights import fill, plan
 from eyetune.clip.model import RetClip
 from eyetune.clip.text import TextShape, shape_in, shape_of, text_config
 from eyetune.errors import UserError, WeightsError, did_you_mean

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from eyetune.adapt.strategy import load_audited
 from eyetune.backbones.older_keys import HEAD, main_container, plain_name
-from eyetune.backbones.weights import open_checkpoint
+from eyetune.backbones.opening import open_checkpoint
 from eyetune.errors import RunError, UserError, listing
 from eyetune.files import atomic
 from eyetune.guides import TICK

@@ -13,7 +13,7 @@ from eyetune.adapt.classifier import put_norm_before
 from eyetune.adapt.lora import Lora, LoraConfig, merge_in_place
 from eyetune.adapt.strategy import count_parameters
 from eyetune.backbones import load_backbone
-from eyetune.backbones.weights import open_checkpoint
+from eyetune.backbones.opening import open_checkpoint
 from eyetune.errors import ConfigError, RunError, listing
 from eyetune.files import atomic
 from eyetune.guides.network import GuideNetwork, check_count, check_share, file_or_word
