@@ -84,7 +84,7 @@ def open_checkpoint(path: Path | str, *, where: str = "") -> Checkpoint:
         _refuse_bombs(path, _leading_pickles(path))
         content, kind = _torch_load(path, mmap=False), "torch (before 1.6)"
     else:
-        raise WeightsError(f"{path} is not a checkpoint: neither a torch file nor safetensors. {DOWNLOAD_AGAIN}")
+        raise WeightsError(f"{path} is not a checkpoint: neither a torch file nor safetensors. {AGAIN}")
     if isinstance(content, torch.Tensor) or not isinstance(content, Mapping):
         raise WeightsError(
             f"{path} holds a {type(content).__name__}, not a checkpoint. Save the state_dict: "
@@ -93,14 +93,14 @@ def open_checkpoint(path: Path | str, *, where: str = "") -> Checkpoint:
     return Checkpoint(path, kind, content, files.sha256(path))
 
 
-DOWNLOAD_AGAIN = "Download it again, and compare its size with the publisher's."
+AGAIN = "Download it again, and compare its size with the publisher's."
 
 
 def _refuse_impostors(path: Path, head: bytes) -> None:
     """Raise WeightsError for what is often saved under a checkpoint's name."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
-        raise WeightsError(f"{path} is empty (0 bytes): the download did not happen. {DOWNLOAD_AGAIN}")
+        raise WeightsError(f"{path} is empty (0 bytes): the download did not happen. {AGAIN}")
     if head.startswith(_GIT_LFS):
         raise WeightsError(
             f"{path} is a git-LFS pointer, not the weights themselves. Run `git lfs pull` there, or download the file."
@@ -111,7 +111,7 @@ def _refuse_impostors(path: Path, head: bytes) -> None:
             "Open it in a browser and download the file itself."
         )
     if text.startswith((b"{", b"[")) and not _starts_safetensors(head):
-        raise WeightsError(f"{path} is JSON text, not weights. {DOWNLOAD_AGAIN}")
+        raise WeightsError(f"{path} is JSON text, not weights. {AGAIN}")
 
 
 def _starts_safetensors(head: bytes) -> bool:
@@ -136,7 +136,7 @@ def _open_zip(path: Path) -> Any:
                 raise WeightsError(f"{path} was not opened: it describes its tensors in far too many words.")
             described = b"".join(archive.read(entry) for entry in pickles)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise WeightsError(f"{path} is cut short: a torch file whose end is missing. {DOWNLOAD_AGAIN}") from error
+        raise WeightsError(f"{path} is cut short: a torch file whose end is missing. {AGAIN}") from error
     if any(name.endswith("/constants.pkl") or name == "constants.pkl" for name in names):
         raise WeightsError(
             f"{path} is a TorchScript archive: it holds a program, not only weights. Get the plain checkpoint, or save "
@@ -180,9 +180,7 @@ def _leading_pickles(path: Path) -> bytes:
                         raise WeightsError(f"{path} was not opened: it describes its tensors in far too many words.")
             end = stream.tell()
         except (ValueError, IndexError, UnicodeDecodeError, OverflowError, MemoryError) as error:
-            raise WeightsError(
-                f"{path} is cut short or damaged, or not a torch checkpoint. {DOWNLOAD_AGAIN}"
-            ) from error
+            raise WeightsError(f"{path} is cut short or damaged, or not a torch checkpoint. {AGAIN}") from error
         stream.seek(0)
         return stream.read(end)
 
@@ -201,10 +199,10 @@ def _torch_load(path: Path, *, mmap: bool) -> Any:
                 "Weights need none of that. If you trust where it came from, save only its tensors there: "
                 "torch.save(model.state_dict(), …)."
             ) from error
-        raise WeightsError(f"{path} is cut short or damaged, or not a torch checkpoint. {DOWNLOAD_AGAIN}") from error
+        raise WeightsError(f"{path} is cut short or damaged, or not a torch checkpoint. {AGAIN}") from error
     # Besides its own, what Python raises for operations that do not fit each other or their values.
     except Exception as error:
-        raise WeightsError(f"{path} is cut short or damaged ({_first_line(error)}). {DOWNLOAD_AGAIN}") from error
+        raise WeightsError(f"{path} is cut short or damaged ({_first_line(error)}). {AGAIN}") from error
 
 
 def _harmless_globals() -> list[Any]:
@@ -246,12 +244,12 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     with open(path, "rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header > size - 8:
-        raise WeightsError(f"{path} is cut short: its header alone should be {header} bytes. {DOWNLOAD_AGAIN}")
+        raise WeightsError(f"{path} is cut short: its header alone should be {header} bytes. {AGAIN}")
     try:
         with safe_open(path, framework="pt", device="cpu") as archive:
             return {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise WeightsError(f"{path} is cut short or damaged ({_first_line(error)}). {DOWNLOAD_AGAIN}") from error
+        raise WeightsError(f"{path} is cut short or damaged ({_first_line(error)}). {AGAIN}") from error
 
 
 def _find_containers(

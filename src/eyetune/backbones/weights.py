@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from eyetune.backbones.opening import DOWNLOAD_AGAIN, Checkpoint
+from eyetune.backbones.opening import AGAIN, Checkpoint
 from eyetune.backbones.spec import BackboneSpec
 from eyetune.errors import WeightsError, listing
 
@@ -282,7 +283,7 @@ def fill(network: nn.Module, made: LoadPlan, checkpoint: Checkpoint) -> None:
                 damaged.append(f"{step.key}: zero throughout")
     if damaged:
         raise WeightsError(
-            f"{checkpoint.path} is damaged: {len(damaged)} tensors are not usable.\n{listing(damaged)}\n{DOWNLOAD_AGAIN}"
+            f"{checkpoint.path} is damaged: {len(damaged)} tensors are not usable.\n{listing(damaged)}\n{AGAIN}"
         )
 
 
