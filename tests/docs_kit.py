@@ -262,6 +262,21 @@ def _address(source: str) -> str:
     return re.sub(r"https://\S+[^\s,.;)]", lambda found: f"<{found[0]}>", source)
 
 
+# -- the keys of the older guides --------------------------------------------------------------------------------------
+
+
+def guide_keys() -> str:
+    """Every key of the guides' YAML, its other spellings, and what it sets here."""
+    from eyetune.older_config import KEYS
+
+    lines = ["| key | also written | sets here |", "|---|---|---|"]
+    for key in KEYS:
+        others = ", ".join(f"`{name}`" for name in key.others)
+        sets = f"nothing: {key.gone}" if key.gone else key.means or f"`{key.to}`"
+        lines.append(f"| `{key.name}` | {others} | {_cell(sets)} |")
+    return "\n".join([*lines, ""])
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
@@ -269,6 +284,7 @@ GENERATED: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "commands.md": {"commands": command_reference},
     "metrics.md": {"metrics": metric_list},
     "licences.md": {"licences": licence_table},
+    "older-guides.md": {"keys": guide_keys},
 }
 """The parts of the pages that the code writes: page -> name of the part, as in `<!-- NAME: … -->` -> how."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docs_kit import blocks_of
 from test_house import HEAVY
 
 from eyetune.cli import main
@@ -435,6 +436,15 @@ def test_a_file_of_another_program_is_evaluated_itself(tmp_path: Path) -> None:
         "evaluate results/retfound_lora/checkpoints/best_model.pth --data a=b:c --backbone retfound-green "
         "--out runs/old --weights base.pth --by sex"
     )
+
+
+def test_the_commands_that_the_page_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = [words for block in blocks_of(ROOT / "docs" / "older-guides.md") for words in block.commands()]
+    ran = [door(Path(words[1]).stem).translate(words[2:]) for words in shown if words[0] == "python"]
+    assert len(ran) > 10
+    for meant in ran:
+        assert meant.notes == [] or "what visionfm publishes" in meant.notes[0] or meant.words[0] == "clip"
 
 
 @pytest.mark.parametrize(

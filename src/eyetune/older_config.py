@@ -26,6 +26,8 @@ class Key(NamedTuple):
     """Other spellings of it."""
     gone: str = ""
     """Why it means nothing here."""
+    means: str = ""
+    """What it sets here, in words, where :func:`translate` decides."""
     read: Callable[[Any], Any] = lambda value: value
     """From the guides' value to ours."""
 
@@ -48,15 +50,33 @@ _OWN_SPLITS = "there is one table: its split column, or data.val_split, cuts it;
 _OWN_NUMBERS = "every backbone brings its own normalisation"
 
 KEYS = (
-    Key("model.type"),
-    Key("model.name", default="resnet50", others=("model.model_name", "model.architecture")),
-    Key("model.pretrained", default=True),
-    Key("model.num_classes", default=5, others=("data.num_classes", "num_classes")),
+    Key(
+        "model.type",
+        means="retfound_lora: `adapt.kind lora`; baseline and retfound: `adapt.kind full`, all layers at one rate",
+    ),
+    Key(
+        "model.name",
+        default="resnet50",
+        others=("model.model_name", "model.architecture"),
+        means="`model.backbone` of a baseline",
+    ),
+    Key("model.pretrained", default=True, means="`model.weights hub` of a baseline; false: `random`"),
+    Key(
+        "model.num_classes",
+        default=5,
+        others=("data.num_classes", "num_classes"),
+        means="`data.classes`: 0, 1, … as many as it says; where it is not given, as the table has them",
+    ),
     Key("model.dropout", "model.dropout", 0.3, ("model.dropout_rate",)),
-    Key("model.freeze_backbone", default=False),
+    Key("model.freeze_backbone", default=False, means="true: `adapt.kind linear`"),
     Key("model.checkpoint_path", "model.weights", others=("model.weights_path", "checkpoint_path")),
-    Key("model.model_variant", default="large", others=("model.variant", "model_variant")),
-    Key("model.global_pool", default=False),
+    Key(
+        "model.model_variant",
+        default="large",
+        others=("model.variant", "model_variant"),
+        means="`model.backbone`: large is retfound, green is retfound-green",
+    ),
+    Key("model.global_pool", default=False, means="`model.pool` of RETFound: true is avg, false is cls"),
     Key(
         "model.img_size",
         "model.pixels",
@@ -97,7 +117,7 @@ KEYS = (
         ("training.lr_scheduler", "training.scheduler_type"),
         read=_one_of(_SCHEDULES),
     ),
-    Key("training.optimizer", default="adamw"),
+    Key("training.optimizer", default="adamw", means="nothing: it is always AdamW"),
     Key(
         "training.augmentation",
         "augment",
