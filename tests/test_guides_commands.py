@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from docs_kit import blocks_of
 from test_house import HEAVY
+from train_kit import photographs
 
 from eyetune.cli import main
 from eyetune.comparison.plan import read_plan
@@ -496,3 +498,27 @@ def test_a_command_shows_what_it_comes_to_and_does_it(
     assert f"--data.table '{tmp_path}/my labels.csv'" in out
     assert main(shlex.split(out.splitlines()[1])[1:]) == 2
     assert capsys.readouterr().err == err
+
+
+@pytest.mark.slow
+def test_from_training_to_evaluation_in_the_words_of_the_guides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is trained is found again under the name that the guides' evaluation gives it."""
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "data" / "aptos" / "train_images", 24)
+    rows = ["id_code,diagnosis", *(f"{number},{number % 2}" for number in range(24))]
+    (tmp_path / "data" / "aptos" / "train.csv").write_text("\n".join(rows), encoding="utf-8")
+    train = (
+        "--ft_strategy linear --linear_probe_epochs 1 --model_name nano --img_size 32 --batch_size 8 --num_workers 0"
+    )
+    assert door("train_classification").enter([*shlex.split(train), "--experiment_tag", "probe"]) == 0
+    table = "data/aptos/train.csv:data/aptos/train_images"
+    line = (
+        "--checkpoint results/probe/checkpoints/best_model.pth --model_type baseline --num_workers 0 "
+        f"--datasets A:{table} --datasets B:{table}"
+    )
+    assert door("evaluate_cross_dataset").enter(shlex.split(line)) == 0
+    datasets = json.loads((tmp_path / "results" / "probe" / "metrics.json").read_text(encoding="utf-8"))["datasets"]
+    assert datasets["A"]["n"] == datasets["B"]["n"] == 24
+    assert datasets["A"]["metrics"] == datasets["B"]["metrics"]
