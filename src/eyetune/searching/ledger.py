@@ -83,7 +83,7 @@ class Ledger:
             for path, dimension in plan.space.fields.items()
             if dimension.holds(value := configured(plan, path))
         }
-        sampler = Sampler(plan.base.seed, first)
+        sampler = Sampler(plan.base.seed, first, self._place)
         pruner = build_pruner(plan.pruner, plan.base.adapt.build().epochs(plan.base.train.epochs))
         self.storage = open_storage(place, lambda study, trial: None)
         with translated(place):
@@ -180,6 +180,14 @@ class Ledger:
             kind = str(suggest(trial, "adapt.kind", fields["adapt.kind"]))
         return {path: suggest(trial, path, dimension) for path, dimension in self.plan.space.of(kind).items()}
 
+    def _place(self, trial: FrozenTrial) -> int:
+        """How many draws there were before that of a trial: what takes the place of a lost one is no draw."""
+        trials = {one.number: one for one in self.study.get_trials(deepcopy=False)}
+        while (before := trial.user_attrs.get("retry_of")) in trials:
+            trial = trials[before]
+        earlier = [one for one in trials.values() if one.number < trial.number]
+        return sum(not {"retry_of", "surplus"} & set(one.user_attrs) for one in earlier)
+
     @contextlib.contextmanager
     def beating(self, taken: Taken) -> Iterator[None]:
         """While inside, signs of life go into the database."""
@@ -198,6 +206,13 @@ class Ledger:
         finally:
             stop.set()
             thread.join()
+
+    def twin(self, taken: Taken) -> FrozenTrial | None:
+        """A complete trial with the same values: training again with the same seed would come to the same."""
+        for trial in self.trials():
+            if trial.state == TrialState.COMPLETE and trial.params == taken.trial.params:
+                return trial
+        return None
 
     def report(self, taken: Taken, epoch: int, value: float) -> bool:
         """Note the score of an epoch (from 1); whether the trial is to be stopped."""
@@ -254,10 +269,11 @@ class Ledger:
         with translated(self.place), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optuna.storages.fail_stale_trials(self.study)
-            trials = self.study.get_trials(deepcopy=False)
-            for trial in trials:
+            dead = workers.the_dead(self.plan.out, self.worker)  # before the look at what they have begun
+            for trial in self.study.get_trials(deepcopy=False):
                 if trial.state == TrialState.RUNNING and trial.user_attrs.get("worker") != self.worker:
-                    self._look_after(trial)
+                    self._look_after(trial, dead)
+            workers.bury(self.plan.out, dead)
             trials = self.study.get_trials(deepcopy=False)
             followed = {trial.user_attrs.get("retry_of") for trial in trials}
             for trial in trials:
@@ -265,7 +281,7 @@ class Ledger:
                     self._give_out_again(trial)
             self._drop_doubles()
 
-    def _look_after(self, trial: FrozenTrial) -> None:
+    def _look_after(self, trial: FrozenTrial, dead: set[str]) -> None:
         """A trial of another worker: its end, where that is known to be dead."""
         worker = trial.user_attrs.get("worker")
         if worker is None:
@@ -273,16 +289,18 @@ class Ledger:
             if trial._trial_id not in self.adopted:
                 self.adopted.add(trial._trial_id)
                 self.storage.record_heartbeat(trial._trial_id)
-        elif workers.is_dead(self.plan.out, worker):
+        elif worker in dead:
             with contextlib.suppress(UpdateFinishedTrialError):  # another worker saw it, too
                 self.storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
     def _give_out_again(self, trial: FrozenTrial) -> None:
+        kind = str(trial.params.get("adapt.kind", self.plan.space.kind))
+        whole = set(trial.params) == set(self.plan.space.of(kind))  # else all are drawn anew, as they were to be
         self.study.add_trial(
             optuna.trial.create_trial(
                 state=TrialState.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
+                params=trial.params if whole else {},
+                distributions=trial.distributions if whole else {},
                 user_attrs={"retry_of": trial.number},
             )
         )

@@ -165,6 +165,26 @@ def settled(plan: Plan, objectives: Sequence[Objective]) -> Plan:
     return replace(plan, objectives=tuple(one.name for one in objectives))
 
 
+def fitting(plan: Plan, images: int) -> Plan:
+    """The plan without batch sizes beyond the number of images to train on: such trials can only fail.
+
+    Raises ConfigError when fewer than two sizes are left.
+    """
+    path = "train.batch_size"
+    before = plan.space.fields.get(path)
+    if before is None or before.ends()[1] <= images:
+        return plan
+    after = before.up_to(images)
+    if after is None:
+        raise ConfigError(
+            f"{path}: {before} leaves nothing to choose, for there are {images} images to train on. Search smaller "
+            f"ones, or none (--space.{path} fixed)."
+        )
+    space = replace(plan.space, fields=plan.space.fields | {path: after})
+    note = f"{path}: {after} in place of {before}, for there are {images} images to train on"
+    return replace(plan, space=space, notes=(*plan.notes, note))
+
+
 # -- pieces ------------------------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,9 @@ def _row(plan: Plan, trial: FrozenTrial, after: dict[int, int]) -> Row:
         state, reason = "lost", why + again
         if not again and not trial.user_attrs.get("interrupted"):
             state, reason = "failed", "every worker that tried it was killed: it may need more memory than there is"
+    facts = dict(trial.user_attrs.get("facts", {}))
+    if (twin := facts.pop("same_as", None)) is not None:
+        reason = f"the same values as trial {twin}: not trained again"
     end, start = trial.datetime_complete, trial.datetime_start
     seconds = (end - start).total_seconds() if isinstance(end, datetime) and isinstance(start, datetime) else None
     return Row(
@@ -106,7 +109,7 @@ def _row(plan: Plan, trial: FrozenTrial, after: dict[int, int]) -> Row:
         values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
         parameters=parameters,
         course=sorted((int(step), value) for step, value in trial.intermediate_values.items()),
-        facts=dict(trial.user_attrs.get("facts", {})),
+        facts=facts,
         reason=reason,
         seconds=seconds,
     )

@@ -114,13 +114,17 @@ class Range:
         """The lowest and the highest value."""
         return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
 
+    def up_to(self, most: int) -> Range | None:
+        """What of it is not above `most`; None where that is less than two values."""
+        return replace(self, high=min(self.high, most)) if self.low < most else None
+
     def share(self, value: float) -> float:
         """How far from the low end to the high one `value` is, 0..1, as the range is searched."""
         low, high, at = (math.log(one) if self.log else one for one in (self.low, self.high, value))
         return (at - low) / (high - low)
 
     def edge(self, value: Any) -> str | None:
-        """ "lower" or "upper" where `value` is on that edge."""
+        """On which edge `value` is, "lower" or "upper"; None in between."""
         share = self.share(value)
         return "lower" if share <= NEAR_END else "upper" if share >= 1 - NEAR_END else None
 
@@ -183,8 +187,18 @@ class Choices:
             return None
         return sorted(self.values)
 
+    def ends(self) -> tuple[Any, Any]:
+        """The lowest and the highest value; the first and the last where they are no numbers."""
+        numbers = self.numbers or self.values
+        return numbers[0], numbers[-1]
+
+    def up_to(self, most: int) -> Choices | None:
+        """What of it is not above `most`; None where that is less than two values."""
+        kept = tuple(value for value in self.values if value <= most)
+        return Choices(kept) if len(kept) > 1 else None
+
     def edge(self, value: Any) -> str | None:
-        """ "lower" or "upper" where `value` is the first or last of three and more numbers."""
+        """On which edge `value` is, "lower" or "upper", of three and more numbers; None in between."""
         numbers = self.numbers
         if numbers is None or len(numbers) < 3:
             return None

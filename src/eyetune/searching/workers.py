@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from eyetune.files import make_folder, writing_failed
@@ -38,23 +38,29 @@ def at_work(out: Path) -> Iterator[str]:
         os.close(handle)
 
 
-def is_dead(out: Path, name: str) -> bool:
-    """Whether the worker `name` was one of this folder, and is gone without a word. False where nobody can tell."""
-    file = out / FOLDER / name
-    try:
-        handle = os.open(file, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        return _lock(handle) is True
-    finally:
-        os.close(handle)
-
-
-def bury(out: Path, name: str) -> None:
-    """Forget a dead worker."""
+def the_dead(out: Path, own: str) -> set[str]:
+    """The workers of this folder that are gone without a word; `own` is the name of who asks. None where nobody can
+    tell."""
+    found = set()
     with contextlib.suppress(OSError):
-        (out / FOLDER / name).unlink(missing_ok=True)
+        for file in (out / FOLDER).iterdir():
+            if file.name == own:  # closing it once would give up our lock
+                continue
+            with contextlib.suppress(OSError):
+                handle = os.open(file, os.O_RDWR)
+                try:
+                    if _lock(handle) is True:
+                        found.add(file.name)
+                finally:
+                    os.close(handle)
+    return found
+
+
+def bury(out: Path, names: Iterable[str]) -> None:
+    """Forget dead workers."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            (out / FOLDER / name).unlink(missing_ok=True)
 
 
 def _lock(handle: int) -> bool | None:

@@ -18,7 +18,7 @@ from eyetune.comparison.plan import MOVABLE
 from eyetune.errors import ConfigError, RunError, UserError, plural
 from eyetune.files import WRITING_ERRORS, make_folder, writing_failed
 from eyetune.interrupt import Interrupted, deferred, obey, pending
-from eyetune.searching.plan import Objective, Plan, read_plan, settled
+from eyetune.searching.plan import Objective, Plan, fitting, read_plan, settled
 from eyetune.searching.space import Choices
 from eyetune.terminal import show
 from eyetune.verbs.finetune import Job, build_model, check_settings
@@ -127,6 +127,7 @@ class _Study:
         self.plan = settled(plan, self.objectives)
         self.begin_folder()
         self.manifest = self.split(manifest)
+        self.plan = fitting(self.plan, len(self.manifest.select("train")))
         self.readable: dict[str, Manifest] = {}
 
     def begin_folder(self) -> None:
@@ -284,6 +285,10 @@ class _Desk:
         try:
             if pending() is not None:
                 raise obey("")
+            if (twin := self.ledger.twin(taken)) is not None:
+                self.ledger.finish(taken, twin.values, {**twin.user_attrs["facts"], "same_as": twin.number})
+                print(f"trial {taken.number}: the same values as trial {twin.number}, so the same result", flush=True)
+                return
             with self.ledger.beating(taken):
                 self.train(taken, folder)
         except KeyboardInterrupt:
@@ -353,8 +358,11 @@ class _Desk:
         with translated(place):
             found = outcome(self.plan, self.study.objectives, self.ledger.study)
         for row in found.rows:
+            folder = self.plan.out / TRIALS / f"{row.number:04d}"
             if row.state == "lost":
-                shutil.rmtree(self.plan.out / TRIALS / f"{row.number:04d}", ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
+            elif row.state not in ("running", "waiting") and not self.plan.keep_checkpoints:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         write_results(found, command_line(place.command(sys.argv, self.plan.storage)), place.shown)
         return found
 
