@@ -29,6 +29,7 @@ def _declare(parser: Parser) -> None:
         "--datasets",
         required=True,
         nargs="+",
+        action="extend",
         metavar="NAME:CSV:IMAGES",
         help="tables with the folders of their images",
     )
