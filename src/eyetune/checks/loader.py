@@ -17,9 +17,9 @@ import torch
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from eyetune.checks import plots
-from eyetune.checks.memory import Trial
 from eyetune.checks.rates import DECODE, READ, Rate
 from eyetune.checks.subject import Subject, in_turns
+from eyetune.checks.trial import Trial
 from eyetune.data.cache import Cache
 from eyetune.data.config import AugmentConfig
 from eyetune.data.fundus import FundusSettings, load_square, prepare

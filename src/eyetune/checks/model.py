@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from eyetune.checks import plots
+from eyetune.checks import plots, probes
 from eyetune.checks.bench import Bench
 from eyetune.checks.gradients import Flow, digests, gradient_flow
 from eyetune.checks.subject import Subject, few_images, part, to_last_phase
-from eyetune.data.fundus import FundusSettings
-from eyetune.data.loader import make_loader
-from eyetune.errors import UserError, listing
+from eyetune.errors import listing
 from eyetune.findings import Finding, Report, Status, carry_out
-from eyetune.runtime import Runtime, seed_everything
+from eyetune.runtime import Runtime
 from eyetune.train.features import FeatureHead
-from eyetune.train.optim import build_optimizer
 from eyetune.train.run import rebuild
 from eyetune.train.rundir import ModelCard, RunDir
-from eyetune.train.task import Batch, enough_memory, forward
+from eyetune.train.task import enough_memory, forward
 
 if TYPE_CHECKING:
     from eyetune.adapt.classifier import Classifier
-    from eyetune.adapt.strategy import Strategy
 
 MOST_IMAGES = 16
 """Two of each class, at least 8, at most so many, and never more than a batch of the configuration (or 4)."""
@@ -136,8 +132,8 @@ def check_model(
 def first_loss(bench: Bench) -> Finding:
     """A new head has no opinion: the loss of the first batch is close to that of its biases alone, ln K for classes."""
     model, strategy = bench.fresh()
-    loss, _ = _score(bench, model, strategy, model, bench.batch)
-    chance, why = _without_opinion(bench, model)
+    loss, _ = probes.score(bench, model, strategy, model, bench.batch)
+    chance, why = probes.without_opinion(bench, model)
     values = {"loss": loss, "chance": chance, "tolerance": FIRST_LOSS}
     why = f"{loss:.3f} before training; {why}"
     if abs(loss - chance) <= FIRST_LOSS:
@@ -201,17 +197,17 @@ def overfit(bench: Bench) -> Finding:
     if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
         share = LEARNT_BY_HEAD
     if strategy.frozen_backbone:
-        network, batch, steps = FeatureHead(model), _features(bench, model), STEPS_ON_FEATURES
+        network, batch, steps = FeatureHead(model), probes.features_of(bench, model), STEPS_ON_FEATURES
     steps = bench.steps or steps
     start = strategy.checkpoint(model)
-    first, _ = _score(bench, model, strategy, network, batch)
+    first, _ = probes.score(bench, model, strategy, network, batch)
     target = share * first
     reached: dict[str, float | None] = {}
     for rate in RATES:
         strategy.load_checkpoint(model, start)
         strategy.set_mode(model, True)
         lr = rate * bench.config.learning_rate
-        loss, right, taken = _memorise(bench, model, strategy, network, batch, lr=lr, steps=steps, target=target)
+        loss, right, taken = probes.memorise(bench, model, strategy, network, batch, lr=lr, steps=steps, target=target)
         reached[f"{lr:g}"] = loss if math.isfinite(loss) else None
         if loss <= target:
             break
@@ -229,7 +225,7 @@ def overfit(bench: Bench) -> Finding:
     return Finding(
         Status.FAIL,
         f"loss {first:.3f} to {said} at lr {', '.join(reached)}, in {steps} steps each; needed: {target:.3f}",
-        _why_not_learnt(bench, model, strategy),
+        probes.why_not_learnt(bench, model, strategy),
         values,
     )
 
@@ -243,15 +239,15 @@ def accumulation(bench: Bench) -> Finding:
     count = len(bench.batch["index"])
     size = next((size for size in range(max(1, 2 * count // 5), count) if count % size), 1)  # the last one is shorter
     small = [part(bench.batch, start, start + size) for start in range(0, count, size)]
-    whole = _gradient(bench, model, strategy, [bench.batch], count)
-    parts = _gradient(bench, model, strategy, small, size)
+    whole = probes.gradient(bench, model, strategy, [bench.batch], count)
+    parts = probes.gradient(bench, model, strategy, small, size)
     # Images of different classes pull in opposite directions: what is left of the sum may be small beside its parts,
     # and so beside the rounding of these.
     largest = max(
-        [_gradient(bench, model, strategy, [one], len(one["index"])) for one in small] + [whole],
-        key=lambda gradient: _squares(gradient.values()),
+        [probes.gradient(bench, model, strategy, [one], len(one["index"])) for one in small] + [whole],
+        key=lambda gradient: probes.squares(gradient.values()),
     )
-    difference = _relative([whole[name] - parts[name] for name in whole], list(largest.values()))
+    difference = probes.relative([whole[name] - parts[name] for name in whole], list(largest.values()))
     sizes = " + ".join(str(len(one["index"])) for one in small)
     values = {"difference": difference, "tolerance": EXACT, "batches": [len(one["index"]) for one in small]}
     why = f"batches of {sizes} against one of {count}: gradients differ by {difference:.1e} (at most {EXACT:g})"
@@ -273,7 +269,7 @@ def eval_mode(bench: Bench) -> Finding:
     """In eval mode the same images give the same outputs and nothing changes; frozen features are always steady."""
     model, strategy = bench.trained
     before = digests(dict(model.named_buffers()))
-    first, second = _logits(model, bench.batch), _logits(model, bench.batch)
+    first, second = probes.logits(model, bench.batch), probes.logits(model, bench.batch)
     difference = float((first - second).abs().max())
     changed = [name for name, digest in digests(dict(model.named_buffers())).items() if before[name] != digest]
     values: dict[str, Any] = {"difference": difference, "changed_buffers": changed}
@@ -307,10 +303,10 @@ def eval_mode(bench: Bench) -> Finding:
 def independence(bench: Bench) -> Finding:
     """What is said of an image does not depend on the others in the batch."""
     model, _ = bench.trained
-    together = _logits(model, bench.batch)
+    together = probes.logits(model, bench.batch)
     count = len(bench.batch["index"])
-    alone = torch.cat([_logits(model, part(bench.batch, place, place + 1)) for place in range(count)])
-    difference = _apart(together, alone)
+    alone = torch.cat([probes.logits(model, part(bench.batch, place, place + 1)) for place in range(count)])
+    difference = probes.apart(together, alone)
     values = {"difference": difference, "tolerance": EXACT}
     why = f"{count} images one by one and together: logits differ by {difference:.1e} (at most {EXACT:g})"
     if difference <= EXACT:
@@ -326,15 +322,15 @@ def independence(bench: Bench) -> Finding:
 def reload(bench: Bench, card: Callable[[Classifier], ModelCard]) -> Finding:
     """Saved as a run saves, read back as `evaluate` and `predict` do: the same outputs."""
     model, strategy = bench.trained
-    before = _logits(model, bench.batch)
+    before = probes.logits(model, bench.batch)
     with tempfile.TemporaryDirectory(prefix="eyetune-check-") as scratch:
         folder = RunDir.create(Path(scratch) / "run")
         described = card(model).at(0, None, None)
         folder.save_best(strategy.checkpoint(model), described)
         folder.save_last({}, described, {}, {})  # which puts the best one in place
         again, _ = rebuild(folder.load_best(), folder.path)
-    after = _logits(bench.runtime.place(again), bench.batch)
-    difference = _apart(before, after)
+    after = probes.logits(bench.runtime.place(again), bench.batch)
+    difference = probes.apart(before, after)
     tolerance = 0.0 if bench.runtime.device.type == "cpu" else EXACT
     values = {"difference": difference, "tolerance": tolerance, "tensors": len(strategy.checkpoint(model))}
     kept = f"{values['tensors']} tensors saved and read back"
@@ -357,7 +353,7 @@ def merge(bench: Bench) -> Finding:
     model, _ = bench.trained
     if model.adapter is None:
         return Finding(Status.SKIP, f"{bench.config.adapt.kind} has no adapter to merge")
-    difference = _apart(_logits(model, bench.batch), _logits(lora.merge(model).eval(), bench.batch))
+    difference = probes.apart(probes.logits(model, bench.batch), probes.logits(lora.merge(model).eval(), bench.batch))
     values = {"difference": difference, "tolerance": EXACT}
     why = f"adapter merged into the weights: logits differ by {difference:.1e} (at most {EXACT:g})"
     if difference <= EXACT:
@@ -372,10 +368,10 @@ def merge(bench: Bench) -> Finding:
 
 def seed(bench: Bench) -> Finding:
     """Two runs with one seed: the same order, augmentation, dropout, steps and weights."""
-    first, second = (_short_run(bench) for _ in range(2))
+    first, second = (probes.short_run(bench) for _ in range(2))
     cpu = bench.runtime.device.type == "cpu"
     tolerance = 0.0 if cpu else SEEDED[bench.runtime.precision]
-    difference = max(_apart(one, two) for one, two in zip(first.values(), second.values(), strict=True))
+    difference = max(probes.apart(one, two) for one, two in zip(first.values(), second.values(), strict=True))
     values = {
         "difference": difference,
         "tolerance": tolerance,
@@ -384,7 +380,7 @@ def seed(bench: Bench) -> Finding:
     if difference <= tolerance:
         how = "agree to the bit" if cpu else f"agree to {difference:.1e} (a GPU is granted {tolerance:g})"
         return Finding(Status.PASS, f"two short runs with seed {bench.config.seed} {how}", values=values)
-    parts = [name for name in first if _apart(first[name], second[name]) > tolerance]
+    parts = [name for name in first if probes.apart(first[name], second[name]) > tolerance]
     return Finding(
         Status.FAIL,
         f"two short runs with seed {bench.config.seed} differ by {difference:.1e} in {', '.join(parts)} "
@@ -416,9 +412,9 @@ def precision(bench: Bench) -> Finding:
         gradient = {n: g.float().cpu().double() / scale for n, g in zip(names, found, strict=True) if g is not None}
         results.append((logits.detach().float(), gradient))
     (exact, slopes), (near, near_slopes) = results
-    difference = _relative([exact - near], [exact])
+    difference = probes.relative([exact - near], [exact])
     product = sum(float((slopes[name] * near_slopes[name]).sum()) for name in slopes)
-    size = math.sqrt(_squares(slopes.values()) * _squares(near_slopes.values()))
+    size = math.sqrt(probes.squares(slopes.values()) * probes.squares(near_slopes.values()))
     cosine = product / size if size else math.nan
     values = {"logits": difference, "cosine": cosine, "most": MIXED_LOGITS, "least": MIXED_COSINE}
     why = (
@@ -428,170 +424,3 @@ def precision(bench: Bench) -> Finding:
     if difference <= MIXED_LOGITS and cosine >= MIXED_COSINE:
         return Finding(Status.PASS, why, values=values)
     return Finding(Status.FAIL, why, "Train in float32: --precision fp32.", values)
-
-
-# -- pieces ------------------------------------------------------------------------------------------------------------
-
-
-def _score(
-    bench: Bench, model: Classifier, strategy: Strategy, network: nn.Module, batch: Batch
-) -> tuple[float, float]:
-    """Mean plain loss and share of right answers, in eval mode; the model is back in training mode afterwards."""
-    strategy.set_mode(model, False)
-    with torch.no_grad():
-        raw = forward(network, batch).float()
-    strategy.set_mode(model, True)
-    target, task = batch["target"], bench.plain_task
-    return float(task.losses(raw, target).mean()), task.answer.right(raw.cpu(), target.cpu())
-
-
-def _without_opinion(bench: Bench, model: Classifier) -> tuple[float, str]:
-    """The loss of a head whose weights are zero, and how that is said."""
-    answer, target = bench.plain_task.answer, bench.batch["target"]
-    if answer.head == "softmax" and answer.task == "classification":
-        classes = len(answer.names)
-        return math.log(classes), f"{classes} equally likely classes give ln {classes} = {math.log(classes):.3f}"
-    features = torch.zeros(len(target), model.backbone.width, device=target.device)
-    training = model.head.training
-    with torch.no_grad():
-        chance = float(bench.plain_task.losses(model.head.eval()(features).float(), target).mean())
-    model.head.train(training)
-    return chance, f"the biases of the head alone give {chance:.3f}"
-
-
-def _memorise(
-    bench: Bench,
-    model: Classifier,
-    strategy: Strategy,
-    network: nn.Module,
-    batch: Batch,
-    *,
-    lr: float,
-    steps: int,
-    target: float,
-) -> tuple[float, float, int]:
-    """Train on one batch until the loss is at `target`: loss (infinite: diverged), share right, steps taken."""
-    optimizer = build_optimizer(strategy.groups(model), lr, 0.0)
-    loss, right, taken = math.inf, 0.0, 0
-    seed_everything(bench.config.seed)
-    while taken < steps:
-        some = min(10, steps - taken)
-        try:
-            bench.train(
-                model, strategy, [batch] * some, lr=lr, task=bench.plain_task, optimizer=optimizer, network=network
-            )
-        except UserError:  # the loss is no number any more
-            return math.inf, right, taken
-        taken += some
-        loss, right = _score(bench, model, strategy, network, batch)
-        if loss <= target:
-            break
-    return loss, right, taken
-
-
-def _why_not_learnt(bench: Bench, model: Classifier, strategy: Strategy) -> str:
-    features = _features(bench, model)["features"]
-    centre = features.mean(dim=0)
-    spread = float((features - centre).norm(dim=1).mean() / centre.norm().clamp_min(1e-12))
-    if spread < 0.02:
-        return (
-            f"The features of different images differ by {spread:.1%} only: are the weights the published ones "
-            "(model.weights), and do the images show anything (see: eyetune check data)?"
-        )
-    if strategy.frozen_backbone:
-        return "Raise train.lr, or let the backbone learn too: adapt.kind lora."
-    return "Something keeps the network from learning: see the gradients above; try another train.lr and --steps."
-
-
-def _features(bench: Bench, model: Classifier) -> Batch:
-    """The batch with the backbone's features, in eval mode, in place of its images."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.no_grad():
-        features = model.backbone.features(bench.batch["image"]).float()
-    for module, mode in modes.items():
-        module.training = mode
-    return {"features": features, "target": bench.batch["target"], "index": bench.batch["index"]}
-
-
-def _gradient(
-    bench: Bench, model: Classifier, strategy: Strategy, batches: Sequence[Batch], size: int
-) -> dict[str, Tensor]:
-    """The gradient the training loop's one step would follow; the weights stay as they are."""
-    found: dict[str, Tensor] = {}
-
-    def note(*_: Any) -> None:
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                found[name] = parameter.grad.detach().clone()
-
-    optimizer = build_optimizer(strategy.groups(model), 0.0, 0.0)
-    optimizer.register_step_pre_hook(note)
-    bench.train(
-        model,
-        strategy,
-        batches,
-        lr=0.0,
-        task=bench.plain_task,
-        optimizer=optimizer,
-        batch_size=size,
-        accumulate=len(batches),
-    )
-    return found
-
-
-def _short_run(bench: Bench) -> dict[str, Tensor]:
-    """Build, read, augment and train for an epoch of three or four steps: what came of each part, on the CPU."""
-    config = bench.config
-    model, strategy = bench.fresh()
-    bench.runtime.seed_epoch(0)
-    size = max(2, len(bench.images) // 3)
-    preprocess = model.backbone.preprocess
-    loader = make_loader(
-        bench.images,
-        preprocess,
-        FundusSettings.of(config.data, preprocess),
-        batch_size=size,
-        training=True,
-        augment=config.augment,
-        balance=config.train.balance,
-        workers=0,
-        seed=config.seed,
-    )
-    start = _flat(strategy.checkpoint(model))
-    pixels = torch.stack([batch["image"].mean() for batch in loader])
-    loss = bench.train(model, strategy, [], lr=config.learning_rate, loader=loader, batch_size=size)
-    end = _flat(strategy.checkpoint(model))
-    strategy.set_mode(model, False)
-    return {
-        "the first weights": start,
-        "the images": pixels,
-        "the loss": torch.tensor(loss),
-        "the trained weights": end,
-    }
-
-
-def _flat(tensors: dict[str, Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().float().cpu().reshape(-1) for tensor in tensors.values()])
-
-
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(batch["image"]).float()
-    return logits
-
-
-def _apart(one: Tensor, two: Tensor) -> float:
-    """Largest difference, relative to the largest value where that is above 1; NaN counts as infinite."""
-    difference = float((one - two).abs().max()) / max(1.0, float(one.abs().max()))
-    return difference if math.isfinite(difference) else math.inf
-
-
-def _relative(differences: Sequence[Tensor], whole: Sequence[Tensor]) -> float:
-    """Norm of the differences over the norm of the whole."""
-    size = math.sqrt(_squares(whole))
-    return math.sqrt(_squares(differences)) / size if size else math.inf
-
-
-def _squares(tensors: Any) -> float:
-    return sum(float(tensor.detach().cpu().double().pow(2).sum()) for tensor in tensors)
