@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from docs_kit import blocks_of
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from test_house import HEAVY
 from train_kit import photographs
 
@@ -136,7 +138,8 @@ def test_what_nobody_knows_is_an_error_with_the_nearest_name(tmp_path: Path) -> 
     [
         ("model: {type: retfond_lora}", "Did you mean 'retfound_lora'?"),
         ("model: {type: lora, model_variant: gren}", "Did you mean 'green'?"),
-        ("model: {type: lora, num_classes: five}", "must be a whole number above 1, got 'five'"),
+        ("model: {type: lora, num_classes: five}", "must be a whole number from 2 to 1000, got 'five'"),
+        ("model: {type: lora, num_classes: 1000000000}", "from 2 to 1000, got 1000000000"),
         ("training: 3", "training: must be a section with keys of its own, got 3"),
     ],
 )
@@ -175,14 +178,24 @@ def test_attributes_are_read_set_and_checked() -> None:
         config.training.batchsize = 3
 
 
-@pytest.mark.parametrize("value", ["plain", "1e-3", "yes", "a: b", "null", "x,y", True, False, 3, 0.25, ["a", "b,c"]])
+PRINTABLE = st.text(st.characters(exclude_categories=("Cc", "Cs", "Co", "Cn", "Zl", "Zp")))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(PRINTABLE, st.integers(), st.lists(PRINTABLE, min_size=1, max_size=3), st.booleans()))
+@example("1e-3")
+@example("--train.lr")
+@example("it's")
+@example(["qkv", "proj"])
+@example(["a,b"])
 def test_flags_are_read_back_as_they_were(value: Any) -> None:
-    words = as_flags(
-        {"train": {"wandb": value}, "model": {"weights": "w"}} if isinstance(value, bool) else {"x": value}
+    name = "train.wandb" if isinstance(value, bool) else "x"
+    found = parse(
+        shlex.split(shlex.join(as_flags({"train": {"wandb": value}} if isinstance(value, bool) else {"x": value})))
     )
-    assert (
-        parse(shlex.split(shlex.join(words))).overrides.get("train.wandb" if isinstance(value, bool) else "x") == value
-    )
+    said = found.overrides[name]
+    # A plain list is written with commas, which the fields that take lists read.
+    assert (said.split(",") if isinstance(value, list) and isinstance(said, str) else said) == value
 
 
 # -- the commands ------------------------------------------------------------------------------------------------------
@@ -484,6 +497,12 @@ def test_a_mistake_is_one_message_and_two(
     assert err.startswith(f"{name}.py: ")
     assert said in err
     assert "Traceback" not in err
+
+
+def test_traceback_is_handed_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert door("train_baseline").enter(["--data_csv", "nowhere.csv", "--traceback"]) == 2
+    assert "ConfigError" in capsys.readouterr().err
 
 
 def test_a_command_shows_what_it_comes_to_and_does_it(

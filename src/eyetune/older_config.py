@@ -196,6 +196,8 @@ TYPES = {
 VARIANTS = {"large": "retfound", "green": "retfound-green"}
 """`model_variant` -> the backbone."""
 
+MOST_CLASSES = 1000
+
 EMBEDDED = "nano"
 """The backbone whose weights are in the package: nothing is downloaded for it."""
 
@@ -323,10 +325,12 @@ def _model(said: Mapping[str, Any], kind: str, source: str, unused: dict[str, st
             ours["model.weights"] = "hub" if pretrained else "random"
         unused |= {name: "of RETFound" for name in ("model.model_variant", "model.global_pool") if name in said}
     classes = said.get("model.num_classes")
-    if isinstance(classes, int) and not isinstance(classes, bool) and classes > 1:
+    if isinstance(classes, int) and not isinstance(classes, bool) and 2 <= classes <= MOST_CLASSES:
         ours["data.classes"] = [str(number) for number in range(classes)]
     elif classes is not None:
-        raise ConfigError(f"{source}: model.num_classes: must be a whole number above 1, got {classes!r}.")
+        raise ConfigError(
+            f"{source}: model.num_classes: must be a whole number from 2 to {MOST_CLASSES}, got {classes!r}."
+        )
     return ours
 
 

@@ -83,21 +83,23 @@ class Door:
 
     def enter(self, arguments: Sequence[str] | None = None) -> int:
         """Translate, say once what it comes to, carry that out; returns the exit code of `eyetune`."""
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        traced = [word for word in given if word == "--traceback"]
         try:
-            meant = self.translate(sys.argv[1:] if arguments is None else arguments)
+            meant = self.translate([word for word in given if word != "--traceback"])
         except UserError as error:
             return processes.fail(f"{Path(self.script).name}: {error}", error.exit_code)
         if processes.rank() == 0:
             for note in meant.notes:
                 print(note, file=sys.stderr)
             print(f"In EyeTune's own words:\n  eyetune {shlex.join(meant.words)}", flush=True)
-        return main(meant.words)
+        return main([*meant.words, *traced])
 
     def translate(self, arguments: Sequence[str]) -> Meant:
         """What a command line comes to. Raises UserError for what cannot be understood; leaves after `--help`."""
         parser = self.parser()
         own = parser.names()
-        passed = {_plain(name) for name in self.passed()} | {"traceback"}
+        passed = {_plain(name) for name in self.passed()}
         for word in arguments:
             name = _plain(word.partition("=")[0])
             if word.startswith("--") and not {name, name.removeprefix("no_")} & {*own, *passed}:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eyetune import older_config
 from eyetune.config import read_yaml
 from eyetune.errors import did_you_mean
+from eyetune.flags import read_value
 from eyetune.older_config import BY_NAME, KEYS, Translation, read_keys, translate
 
 
@@ -117,20 +117,17 @@ def as_flags(content: Mapping[str, Any], prefix: str = "") -> list[str]:
         elif isinstance(value, bool):
             words.append(f"--{path}" if value else f"--no-{path}")
         elif value is not None:
-            words += [f"--{path}", _text(value)]
+            text = _text(value)
+            words += [f"--{path}={text}"] if text.startswith("-") else [f"--{path}", text]
     return words
 
 
 def _text(value: Any) -> str:
     """A value as YAML reads it back; text of which YAML would make something else stands between quotes."""
     if isinstance(value, (list, tuple)):
-        plain = all(isinstance(one, str) and "," not in one for one in value)
-        return ",".join(value) if plain else _flow(list(value))
-    text = str(value)
-    if isinstance(value, str) and yaml.safe_load(text) != text:
-        return _flow(text)
-    return text
-
-
-def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+        joined = ",".join(map(str, value))
+        plain = all(isinstance(one, str) and one and "," not in one for one in value) and read_value(joined) == joined
+        return joined if plain else json.dumps(list(value), ensure_ascii=False)
+    return (
+        json.dumps(value, ensure_ascii=False) if isinstance(value, str) and read_value(value) != value else str(value)
+    )
