@@ -20,7 +20,8 @@ from eyetune.data import readable
 from eyetune.data.cache import Cache
 from eyetune.data.config import DataConfig
 from eyetune.data.fundus import FundusSettings, load_square
-from eyetune.data.loader import EpochBatches, Loader, make_loader
+from eyetune.data.loader import Loader, make_loader
+from eyetune.data.order import EpochBatches
 from eyetune.data.readable import check_readable, choose_workers, find_faults
 from eyetune.data.records import Manifest
 from eyetune.data.transforms import eval_transform

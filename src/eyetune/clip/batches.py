@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from eyetune.clip.model import Standard
 from eyetune.data.cache import Cache
 from eyetune.data.fundus import FundusSettings, find_field, prepare
-from eyetune.data.loader import EpochBatches, Loader, mix, seeded, serve
+from eyetune.data.loader import Loader, serve
+from eyetune.data.order import EpochBatches, mix, seeded
 from eyetune.data.photo import decode_image
 from eyetune.data.readable import Workers, choose_workers
 from eyetune.data.transforms import Fused, Normalise, upright_steps

@@ -14,7 +14,8 @@ import torchvision  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from eyetune.data.cache import content_key
-from eyetune.data.loader import EpochBatches, Loader
+from eyetune.data.loader import Loader
+from eyetune.data.order import EpochBatches
 from eyetune.data.store import Item, Kind
 from eyetune.progress import meter
 from eyetune.train.task import SMALLER_FORWARD, Batch, enough_memory
