@@ -28,12 +28,13 @@ SHELL = ("bash", "sh", "console")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page: its language, its text, and where it starts."""
+    """A fenced block of a page: its language, its text, where it starts; whether it says that it is an example only."""
 
     page: Path
     line: int
     language: str
     text: str
+    example: bool = False
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
@@ -49,8 +50,10 @@ class Block:
 def blocks_of(page: Path) -> list[Block]:
     """Every fenced block of a page, in order."""
     text = page.read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2]) for match in found]
+    return [
+        Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[3], match[2] == " example")
+        for match in re.finditer(r"^```(\S*)( example)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    ]
 
 
 def blocks(*languages: str) -> list[Block]:
