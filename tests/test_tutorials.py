@@ -33,7 +33,6 @@ TUTORIALS = sorted(DOCS.glob("tutorial-*.md"))
 NEEDS = {
     "tutorial-strategies": ["tutorial-own-csv"],
     "tutorial-hospitals": ["tutorial-own-csv"],
-    "tutorial-clinic": ["tutorial-own-csv", "tutorial-hospitals"],
 }
 """The pages that have to be gone through first, as their second paragraph says."""
 
