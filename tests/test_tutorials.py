@@ -3,9 +3,10 @@
 A page is run top to bottom in one folder that all share, with its shell, Python and YAML blocks:
 
 - a line of a shell block is `eyetune …`, and leaves with the exit code that `# exit code N` behind it names, else 0;
+  what has `# until Ctrl-C` behind it is not run (tests/test_docs.py looks at its flags);
 - a YAML block whose first line is `# NAME.yaml` is saved under that name;
-- the lines of a `text` block come out of the blocks since the last one, in that order: words are the same, `…` stands for
-  anything, decimals may differ by a little. `text example` is shown only.
+- the lines of a `text` block come out of the blocks since the last one, in that order: words are the same, `…` stands
+  for anything, decimals may differ by a little. `text example` is shown only.
 
 A command that another page has run already is not run again.
 """
@@ -15,13 +16,14 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_kit import DOCS, SHELL, Block, blocks_of
+from docs_kit import DOCS, ROOT, SHELL, Block, blocks_of
 
 from eyetune.cli import main
 from eyetune.metrics import paired
@@ -33,6 +35,7 @@ TUTORIALS = sorted(DOCS.glob("tutorial-*.md"))
 NEEDS = {
     "tutorial-strategies": ["tutorial-own-csv"],
     "tutorial-hospitals": ["tutorial-own-csv"],
+    "tutorial-clinic": ["tutorial-own-csv", "tutorial-hospitals"],
 }
 """The pages that have to be gone through first, as their second paragraph says."""
 
@@ -79,6 +82,8 @@ class Reader:
     def command(self, line: str, where: str) -> str:
         if line in self.answers:
             return self.answers[line]
+        if line.endswith("# until Ctrl-C"):
+            return ""
         [words] = Block(DOCS, 0, "bash", line).commands()
         assert words[0] == "eyetune", f"{where}: only eyetune is run: {line}"
         expected = re.search(r"# exit code (\d)", line)
@@ -150,6 +155,25 @@ def test_every_tutorial_is_in_order() -> None:
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_runs(reader: Reader, page: Path) -> None:
     reader.go_through(page.stem)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (
+            "new_site.py runs/first elsewhere/labels.csv elsewhere/images",
+            "grade >= 2 at 95% specificity: positive from",
+        ),
+        ("own_csv.py eyes/labels.csv eyes/images runs/own", "Read runs/own/report.html"),
+    ],
+    ids=["new_site", "own_csv"],
+)
+def test_an_example_runs(reader: Reader, words: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader.go_through("tutorial-hospitals")
+    monkeypatch.setattr(sys, "argv", words.split())
+    with heard() as said:
+        runpy.run_path(str(ROOT / "examples" / words.split(maxsplit=1)[0]), run_name="__main__")
+    assert answer in said()
 
 
 def test_what_did_not_come_out_is_missed() -> None:
