@@ -63,6 +63,7 @@ def test_a_package_of_your_own_is_found(installed: str) -> None:
     assert "Pico" in done.stdout or "strided" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_plugin_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(PLUGIN))
     monkeypatch.setattr(BACKBONES, "_entries", dict(BACKBONES._entries))  # forgotten again afterwards
