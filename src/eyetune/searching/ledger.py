@@ -22,6 +22,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from eyetune.config import flattened
 from eyetune.errors import ConfigError, RunError, listing
 from eyetune.interrupt import deferred, obey, pending
 from eyetune.searching import workers
@@ -113,7 +114,7 @@ class Ledger:
                     )
                 self.study.set_user_attr(IDENTITY, dict(identity))
                 known = self.study.user_attrs[IDENTITY]  # another worker may have come first, with another space
-        before, now = _flat(json.loads(json.dumps(known))), _flat(json.loads(json.dumps(identity)))
+        before, now = flattened(json.loads(json.dumps(known))), flattened(json.loads(json.dumps(identity)))
         faults = [
             f"{path}: was {before.get(path, 'not there')}, now {now.get(path, 'not there')}"
             for path in dict.fromkeys([*before, *now])
@@ -369,10 +370,3 @@ def count(trials: list[FrozenTrial]) -> Counts:
         running=states.count(TrialState.RUNNING),
         waiting=states.count(TrialState.WAITING),
     )
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in content.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
