@@ -123,7 +123,7 @@ class Session:
         before: gives the names that the blocks take for granted.
         after: name of a block -> (names, what was printed, full size?) -> asserts.
         networks: "none"; "small" (miniatures of RETFound); "full" (RETFound in its published size, slow); "both";
-            "timm" (real timm networks, whose weights are random here, slow); "slow" (miniatures, and slow all the same).
+            "timm" (real timm networks, whose weights are random here, slow); "slow" (miniatures that take long).
         again: run everything once for each of these, put over the names.
     """
 
@@ -506,7 +506,8 @@ SESSIONS = (
     Session(
         "retfound",
         _of("architecture", "Loading RETFound", "Full Fine-Tuning", "Feature Extraction Only"),
-        usual,
+        # At full size nobody trains: what trains is counted.
+        lambda full: usual(full) | ({"train": lambda model, loader: None} if full else {}),
         {"Loading RETFound": loaded, "Feature Extraction Only": features},
         "both",
     ),
