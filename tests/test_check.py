@@ -33,6 +33,7 @@ def sound_picture(path: Path) -> bool:
         return picture.format == "PNG" and min(picture.size) > 200 and len(picture.convert("L").getcolors() or []) > 3
 
 
+@pytest.mark.slow
 def test_model(eyes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report"
     assert main(["check", "model", *flags(eyes), "--out", str(out)]) == 0

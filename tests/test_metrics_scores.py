@@ -351,14 +351,18 @@ def test_one_class_and_no_labels_have_reasons() -> None:
 def test_order_and_grades_decide_what_is_scored() -> None:
     flowers = ("rose", "tulip", "daisy")
     sample = outcomes(30, 3, 0)
-    found = score(predictions(sample, flowers))["metrics"]
+    found = score(predictions(sample, flowers), resamples=0)["metrics"]
     assert found["qwk"]["value"] is None
     assert "order" in found["qwk"]["reason"]
     assert not set(FOR_GRADES) & set(found)
-    assert score(predictions(sample, flowers), ordered=True)["metrics"]["qwk"]["value"] == METRICS.get("qwk")(sample)
-    assert not set(FOR_GRADES) & set(score(predictions(outcomes(30, 5, 0), GRADES), graded=False)["metrics"])
+    assert score(predictions(sample, flowers), ordered=True, resamples=0)["metrics"]["qwk"]["value"] == METRICS.get(
+        "qwk"
+    )(sample)
+    assert not set(FOR_GRADES) & set(
+        score(predictions(outcomes(30, 5, 0), GRADES), graded=False, resamples=0)["metrics"]
+    )
     words = tuple("vwxyz")
-    assert set(FOR_GRADES) < set(score(predictions(outcomes(30, 5, 0), words), graded=True)["metrics"])
+    assert set(FOR_GRADES) < set(score(predictions(outcomes(30, 5, 0), words), graded=True, resamples=0)["metrics"])
     with pytest.raises(ValueError, match="five classes"):
         score(predictions(sample, flowers), graded=True)
 
