@@ -269,14 +269,14 @@ def _address(source: str) -> str:
 
 
 def guide_keys() -> str:
-    """Every key of the guides' YAML, its other spellings, and what it sets here."""
+    """Every key of the guides' YAML, what it sets here, and its other spellings."""
     from eyetune.older_config import KEYS
 
-    lines = ["| key | also written | sets here |", "|---|---|---|"]
+    lines = ["| key | sets here | also written |", "|---|---|---|"]
     for key in KEYS:
         others = ", ".join(f"`{name}`" for name in key.others)
         sets = f"nothing: {key.gone}" if key.gone else key.means or f"`{key.to}`"
-        lines.append(f"| `{key.name}` | {others} | {_cell(sets)} |")
+        lines.append(f"| `{key.name}` | {_cell(sets)} | {others} |")
     return "\n".join([*lines, ""])
 
 

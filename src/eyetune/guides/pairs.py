@@ -41,10 +41,11 @@ def _meaning(given: Given, rest: list[str]) -> Meant:
     else:
         words += ["--out", out]
         words += ["--test-share", "0"] if given["test_csv_path"] is None else ["--test", given["test_csv_path"]]
-        notes.append(
-            "A tenth of the patients of train validate: an epoch chosen on the test split would be chosen by what is "
-            "asked afterwards."
-        )
+        if "--validate-on-test" not in rest:
+            notes.append(
+                "A tenth of the patients of train validate: an epoch chosen on the test split would be chosen by what "
+                "is asked afterwards."
+            )
     if given["image_size"] is not None:
         words += ["--pixels", given["image_size"]]
     return Meant([*words, *rest], notes)
