@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from eyetune.train.run import Run, load_run
     from eyetune.verbs.calibrate import calibrate
     from eyetune.verbs.evaluate import evaluate
+    from eyetune.verbs.export import export
     from eyetune.verbs.finetune import finetune
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "adopt": "eyetune.train.adopt",
     "calibrate": "eyetune.verbs.calibrate",
     "evaluate": "eyetune.verbs.evaluate",
+    "export": "eyetune.verbs.export",
     "finetune": "eyetune.verbs.finetune",
     "load_backbone": "eyetune.backbones",
     "load_clip": "eyetune.clip",
@@ -48,6 +50,7 @@ __all__ = [
     "adopt",
     "calibrate",
     "evaluate",
+    "export",
     "finetune",
     "load_backbone",
     "load_clip",

@@ -95,7 +95,12 @@ class Older:
 
 
 def is_older(path: Path) -> bool:
-    """Whether this is a checkpoint file, or a folder that PEFT wrote, rather than a run folder."""
+    """Whether this is a checkpoint file, or a folder that PEFT wrote, rather than a run folder.
+
+    Raises WeightsError for an exported model, which only predict and serve take.
+    """
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        raise WeightsError(f"{path} is an exported model, for predict and serve: all else needs the run folder.")
     return path.is_file() or ((path / ADAPTER_CONFIG).is_file() and not (path / "config.yaml").exists())
 
 

@@ -143,8 +143,12 @@ def open_model(
             what = "--weights" if weights is not None else f"--precision {precision}"
             raise ConfigError(f"{what}: {path} is an exported model, which holds its weights and its precision.")
         return OnnxModel(path, device=device)
-    from eyetune.train.run import load_run
-
+    try:
+        from eyetune.train.run import load_run
+    except ImportError as error:
+        raise UserError(
+            f"{path}: a run needs PyTorch, and {error.name} is not installed: pip install eyetune."
+        ) from error
     return load_run(path, device=device, precision=precision, weights=weights, cache=cache)
 
 
