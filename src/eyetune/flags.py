@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -169,6 +169,38 @@ def parse(words: Sequence[str], config: type[RunConfig] = Config) -> Words:
         else:
             raise ConfigError(f"--{name} needs a value, as in --{name} VALUE.{did_you_mean(path, switches)}")
     return Words(positional, overrides)
+
+
+def own_words(
+    words: Sequence[str], examples: Mapping[str, str], *, switches: Collection[str] = ()
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """A verb's own options as (name, text), in order, and the words that are left for :func:`parse`.
+
+    Args:
+        words: the command line.
+        examples: option -> a value, for messages. Dashes in the words are underscores in the names.
+        switches: options that may stand alone, which then say "true".
+
+    Raises ConfigError for an option without its value.
+    """
+    own: list[tuple[str, str]] = []
+    rest: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        shown, equals, text = word.removeprefix("--").partition("=")
+        name = shown.replace("-", "_")
+        if not word.startswith("--") or name not in {*examples, *switches}:
+            rest.append(word)
+            continue
+        if not equals and name in switches:
+            text = "true"
+        elif not equals:
+            if not waiting or waiting[0].startswith("--"):
+                raise ConfigError(f"--{shown} needs a value, as in --{shown} {examples[name]}.")
+            text = waiting.pop(0)
+        own.append((name, text))
+    return own, rest
 
 
 def to_resume(given: Words) -> tuple[str, bool] | None:

@@ -22,7 +22,7 @@ from typing import Any, Literal, cast, get_args
 from eyetune.adapt.strategy import STRATEGIES
 from eyetune.config import SECTIONS, Config, flattened, override
 from eyetune.errors import ConfigError, did_you_mean, listing
-from eyetune.flags import parse
+from eyetune.flags import own_words, parse
 
 Budget = Literal["epochs", "own"]
 
@@ -161,19 +161,9 @@ def differing(before: Config, now: Config) -> list[str]:
 
 def _own_words(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The verb's own options as text, and the words that are left."""
+    given, rest = own_words(words, _EXAMPLES)
     own: dict[str, Any] = {}
-    rest: list[str] = []
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        name, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name not in OPTIONS:
-            rest.append(word)
-            continue
-        if not equals:
-            if not waiting or waiting[0].startswith("--"):
-                raise ConfigError(f"--{name} needs a value, as in --{name} {_EXAMPLES[name]}.")
-            text = waiting.pop(0)
+    for name, text in given:
         if name in FILED:
             dataset, equals, value = text.partition("=")
             if not (dataset and equals and value):

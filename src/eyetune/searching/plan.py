@@ -12,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 from eyetune.config import Config, flattened, override
 from eyetune.errors import ConfigError, did_you_mean
-from eyetune.flags import parse
+from eyetune.flags import own_words, parse
 from eyetune.searching.space import FIXED, USUAL, Space, read_space
 
 Pruner = Literal["median", "hyperband", "none"]
@@ -190,25 +190,11 @@ def fitting(plan: Plan, images: int) -> Plan:
 
 def _own_words(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The verb's own options as text, and the words that are left."""
+    given, rest = own_words(words, _EXAMPLES, switches=("keep_checkpoints",))
     own: dict[str, Any] = {}
-    rest: list[str] = []
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        name, equals, text = word.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if not word.startswith("--") or name not in OPTIONS:
-            rest.append(word)
-            continue
+    for name, text in given:
         if name in own:
             raise ConfigError(f"--{name.replace('_', '-')} stands twice.")
-        if name == "keep_checkpoints" and not equals:
-            own[name] = True
-            continue
-        if not equals:
-            if not waiting or waiting[0].startswith("--"):
-                raise ConfigError(f"--{name} needs a value, as in --{name} {_EXAMPLES[name]}.")
-            text = waiting.pop(0)
         own[name] = text
     return own, rest
 
