@@ -13,6 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from docs_kit import DOCS, GENERATED, PAGES, ROOT, WRITE, Block, blocks, commands, prose, write, written
@@ -79,6 +80,52 @@ def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def addresses() -> dict[str, list[str]]:
+    """Every address outside, and the pages that name it."""
+    found: dict[str, list[str]] = {}
+    for page in [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "src/eyetune/weights/nano.md"))]:
+        for address in re.findall(r"\bhttps?://[^\s)>\"'`|\\]+", prose(page)):
+            found.setdefault(address.rstrip(".,;"), []).append(page.name)
+    return found
+
+
+def test_addresses_are_well_formed() -> None:
+    """`make linkcheck` asks whether they are there; this can be told without a network."""
+    assert len(addresses()) > 20
+    for address, pages in addresses().items():
+        parts = urlsplit(address)
+        if parts.hostname == "127.0.0.1":
+            continue
+        assert parts.scheme == "https", f"{pages}: {address}"
+        assert re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", parts.netloc), f"{pages}: {address}"
+        assert not re.search(r"//|\.\.|%[^0-9A-F]", parts.path), f"{pages}: {address}"
+        forms = {
+            "doi.org": r"/10\.\d{4,}/\S+",
+            "arxiv.org": r"/abs/\d{4}\.\d{4,5}",
+            "github.com": r"/[\w-]+/[\w-]+(/.+)?",
+        }
+        assert re.fullmatch(forms.get(parts.netloc, r".*"), parts.path), f"{pages}: {address}"
+
+
+def test_one_address_a_thing() -> None:
+    """Spelt the same everywhere: no www here and none there, no slash at the end of one of two, no other capitals."""
+    seen: dict[str, str] = {}
+    for address, pages in addresses().items():
+        plain = address.lower().removeprefix("https://").removeprefix("www.").rstrip("/")
+        assert seen.setdefault(plain, address) == address, f"{pages}: {address}, elsewhere {seen[plain]}"
+    for name, spec in BACKBONES:
+        known = re.search(r"https://[^\s)]+", spec.source)
+        assert known is None or known[0] in addresses(), f"{name}: {spec.source}"
+
+
+def test_a_paper_is_linked_where_its_label_says() -> None:
+    """[doi:X](…) and [arXiv:X](…) lead to X."""
+    labels = [found for page in PAGES for found in re.findall(r"\[(doi|arXiv):([^]]+)\]\(([^)]+)\)", prose(page))]
+    assert labels
+    for kind, name, address in labels:
+        assert address == {"doi": f"https://doi.org/{name}", "arXiv": f"https://arxiv.org/abs/{name}"}[kind]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

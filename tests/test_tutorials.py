@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import runpy
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_kit import DOCS, ROOT, SHELL, Block, blocks_of
+from docs_kit import DOCS, ROOT, SHELL, Block, blocks_of, prose
 
 from eyetune.cli import main
 from eyetune.metrics import paired
@@ -174,6 +175,37 @@ def test_an_example_runs(reader: Reader, words: str, answer: str, monkeypatch: p
     with heard() as said:
         runpy.run_path(str(ROOT / "examples" / words.split(maxsplit=1)[0]), run_name="__main__")
     assert answer in said()
+
+
+def test_every_number_is_explained(reader: Reader) -> None:
+    """Whatever stands as a number in what the tutorials wrote has its place in docs/metrics.md, or configuration.md."""
+    for page in TUTORIALS:
+        reader.go_through(page.stem)
+    words: set[str] = {"schema", "batch", "grade_at_least"}  # no results
+    for name in ("metrics.md", "configuration.md"):
+        words |= set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`\n]+)`", prose(DOCS / name)))))
+    files = [file for file in Path("runs").glob("*/*.json") if file.name in RESULTS]
+    files.append(Path("runs/first/calibration/handheld.json"))
+    seen = {name for file in files for name in numbers(json.loads(file.read_text("utf-8")))}
+    assert len(seen) > 60
+    assert sorted(name for name in seen - words if not re.fullmatch(r"[\d.]+", name)) == []
+
+
+RESULTS = ("metrics.json", "calibration.json", "comparison.json")
+
+
+def numbers(content: Any, name: str = "") -> Iterator[str]:
+    """The names of what is a number, or {"value": …}, at any depth."""
+    if isinstance(content, dict):
+        if "value" in content and name:
+            yield name
+        for key, value in content.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield key
+            yield from numbers(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from numbers(value)
 
 
 def test_what_did_not_come_out_is_missed() -> None:
