@@ -28,9 +28,6 @@ exclude_patterns = [".venv", ".git", ".*_cache", "docs/_build", "runs", "demo", 
 # Headings are linked to as GitHub names them.
 myst_heading_anchors = 5
 
-# `--data` is a flag, not a dash.
-smartquotes = False
-
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "separated"

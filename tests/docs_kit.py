@@ -90,7 +90,9 @@ def field_tables(config: type[RunConfig] = Config) -> str:
     lines: list[str] = []
     for title, rows in tables.items():
         lines += [f"### {title}", "", "| field | type | default | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{row.path}` | `{_cell(row.type)}` | {_default(row)} | {_cell(row.help)} |" for row in rows]
+        lines += [
+            f"| `{row.path}` | `{_cell(row.type)}` | {_default(row)} | {_flagged(_cell(row.help))} |" for row in rows
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -106,6 +108,11 @@ def _default(flag: Flag) -> str:
     value = flag.default
     text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
     return f"`{text.lower() if isinstance(value, bool) else text}`"
+
+
+def _flagged(text: str) -> str:
+    """With its flags as code: two dashes in prose become one long one."""
+    return re.sub(r"(?<![`\w-])--[a-z][\w-]*", r"`\g<0>`", text)
 
 
 def _cell(text: str) -> str:
@@ -158,7 +165,7 @@ def _parameters(text: str) -> list[str]:
         notes = ["required"] * required
         if default and default[1] not in ("False", "()"):
             notes.append("default: on" if default[1] == "True" else f"default: `{default[1]}`")
-        lines.append(f"- `{words}`: {meaning}" + (f" *({', '.join(notes)})*" if notes else ""))
+        lines.append(f"- `{words}`: {_flagged(meaning)}" + (f" *({', '.join(notes)})*" if notes else ""))
     return [*lines, ""] if lines else []
 
 

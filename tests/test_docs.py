@@ -253,6 +253,14 @@ def test_backbones_page_agrees_with_the_specs() -> None:
         assert all(values in page for values in norm)
 
 
+def test_every_public_name_is_in_the_reference() -> None:
+    import eyetune
+
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    missing = [name for name in eyetune.__all__ if name != "__version__" and f":: eyetune.{name}\n" not in page]
+    assert missing == []
+
+
 def test_strategies_page_agrees_with_the_rates() -> None:
     page = (DOCS / "strategies.md").read_text(encoding="utf-8")
     for name, config in STRATEGIES:
