@@ -258,7 +258,7 @@ def test_ctrl_c_keeps_everything_and_the_trial_is_done_again(
     out = tmp_path / "out"
     assert run(configuration, out, "--trials", "2", "--train.epochs", "1") == 130
     said = capsys.readouterr().err
-    assert "1 trial of 2 are finished and kept" in said
+    assert ": 1 of 2 trials. The one under way will be done again." in said
     assert "Go on with the same command" in said
     found = rows(out)
     assert [row["state"] for row in found] == ["complete", "lost", "waiting"]
@@ -395,6 +395,18 @@ def test_a_worker_elsewhere_is_known_to_be_dead_by_its_silence(plan: Plan, monke
     assert state(mine) == ["FAIL", "RUNNING", "RUNNING"]
     gone.finish(taken, [0.9], {})  # it was only slow, and hears that it comes too late
     assert state(mine) == ["FAIL", "RUNNING", "RUNNING"]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_one_killed_before_its_first_sign_of_life_is_found_too(plan: Plan) -> None:
+    mine = book(plan)
+    mine.study.ask()  # and no more
+    assert take(mine).number == 1
+    assert take(book(plan, "another")).number == 2
+    with sqlite3.connect(plan.out / "search.db") as database:
+        assert database.execute("SELECT count(*) FROM trial_heartbeats WHERE trial_id = 1").fetchone() == (1,)
+        database.execute("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00' WHERE trial_id = 1")
+    assert take(book(plan, "a third")).trial.user_attrs["retry_of"] == 0
 
 
 def test_no_more_trials_are_begun_than_were_asked_for(plan: Plan) -> None:

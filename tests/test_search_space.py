@@ -196,7 +196,8 @@ def test_file_and_flags_say_the_same(table: Path) -> None:
     assert filed.space.texts() == {"train.lr": "1e-05..0.001 log", "adapt.r": "8,16"}
     assert (filed.trials, filed.objectives, filed.pruner, filed.out) == (9, ("qwk", "seconds"), "none", Path("o"))
     flagged = plan("--out", "o", "--trials", "9", "--objectives", "qwk,seconds", "--space.train.lr", "1e-5..1e-3 log")
-    assert (flagged.trials, flagged.objectives, flagged.study) == (9, ("qwk", "seconds"), "o")
+    assert (flagged.trials, flagged.objectives, flagged.study) == (9, ("qwk", "seconds"), "search")
+    assert plan("--out", "x/o", "--storage", "postgresql://host/db").study == "o"
 
 
 @pytest.mark.parametrize(
@@ -223,8 +224,10 @@ def test_faults_of_the_verbs_own_words(table: Path, words: list[str], complaint:
 
 
 def test_directions_come_from_the_metrics(table: Path) -> None:
-    found = plan("--objectives", "qwk,nll,trainable_parameters").judged("f1_macro")
+    found = plan("--objectives", "qwk,nll,trainable_parameters").judged("f1_macro", "classification")
     assert [one.direction for one in found] == ["maximize", "minimize", "minimize"]
-    assert [one.name for one in plan().judged("f1_macro")] == ["f1_macro"]
+    assert [one.name for one in plan().judged("f1_macro", "classification")] == ["f1_macro"]
     with pytest.raises(ConfigError, match="Did you mean 'qwk'"):
-        plan("--objectives", "qvk").judged("qwk")
+        plan("--objectives", "qvk").judged("qwk", "classification")
+    with pytest.raises(ConfigError, match="'qwk' judges no regression trial"):
+        plan("--objectives", "qwk").judged("mae", "regression")

@@ -10,8 +10,10 @@ from typing import Any
 from eyetune import __version__
 from eyetune.files import write_json, write_text
 from eyetune.searching.page import write_search
+from eyetune.searching.plan import Plan
 from eyetune.searching.results import Outcome, Row, count_rows, describe, first_line
 from eyetune.searching.space import Choices
+from eyetune.train.sealed import read_json
 
 FILE = "search.json"
 TABLE = "trials.csv"
@@ -40,6 +42,19 @@ def write_results(found: Outcome, command: str, shown: str) -> None:
                 file.unlink(missing_ok=True)
     write_json(out / FILE, _content(found, command, shown))
     write_search(found, command, shown)
+
+
+def other_search(plan: Plan, shown: str) -> str | None:
+    """What the folder's search is called, where it is another than the one asked for; None where it is not."""
+    file = plan.out / FILE
+    if not file.is_file():
+        return None
+    known = read_json(file)
+    # The folder may have been moved, with the database in it.
+    same = known.get("storage") == shown or (plan.storage is None and not known.get("own_storage"))
+    if same and known.get("study") == plan.study:
+        return None
+    return f"{known.get('study')!r} in {known.get('storage')}"
 
 
 def _yaml(found: Outcome, row: Row, out: Path) -> str:
@@ -78,6 +93,7 @@ def _content(found: Outcome, command: str, shown: str) -> dict[str, Any]:
         "eyetune": __version__,
         "command": command,
         "storage": shown,
+        "own_storage": plan.storage is not None,
         "study": plan.study,
         "objectives": [{"name": one.name, "direction": one.direction} for one in found.objectives],
         "pruner": plan.pruner,

@@ -9,6 +9,7 @@ it left half done is found and put right by whoever comes next (:meth:`Ledger._m
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import threading
@@ -16,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -25,14 +26,16 @@ from optuna.trial import FrozenTrial, TrialState
 from eyetune.config import flattened
 from eyetune.errors import ConfigError, RunError, listing
 from eyetune.interrupt import deferred, obey, pending
-from eyetune.searching import workers
+from eyetune.searching import storage, workers
 from eyetune.searching.plan import Objective, Plan
 from eyetune.searching.sampler import Sampler, build_pruner
 from eyetune.searching.space import Choices, suggest
-from eyetune.searching.storage import HEARTBEAT, Place, open_storage, translated
+from eyetune.searching.storage import HEARTBEAT, Place, StorageError, open_storage, translated
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
+
+T = TypeVar("T")
 
 RETRIES = 3
 """How often a trial whose worker was killed is tried again: one that eats all memory kills every worker."""
@@ -78,7 +81,6 @@ class Ledger:
         self.place = place
         self.objectives = objectives
         self.worker = worker
-        self.adopted: set[int] = set()
         first = {
             path: dimension.category(value) if isinstance(dimension, Choices) else value
             for path, dimension in plan.space.fields.items()
@@ -132,8 +134,7 @@ class Ledger:
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial there is, by number."""
-        with translated(self.place):
-            found: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
+        found: list[FrozenTrial] = self._patiently(lambda: self.study.get_trials(deepcopy=False))
         return found
 
     def take(self, limit: int, waiting: Callable[[int], None], late: Callable[[], bool]) -> Taken | None:
@@ -145,13 +146,14 @@ class Ledger:
         told = False
         while True:
             with deferred():  # a step in the database is done or not begun
-                self._mend()
+                self._patiently(self._mend)
                 counts = count(self.trials())
                 if counts.finished >= limit or late():
                     return None
-                taken = self._ask(limit, counts.finished) if counts.finished + counts.running < limit else None
-                if taken is not None:
-                    return taken
+                if counts.finished + counts.running < limit:
+                    taken = self._patiently(functools.partial(self._ask, limit, counts.finished))
+                    if taken is not None:
+                        return taken
             if pending() is not None:
                 raise obey("")
             if not told:
@@ -161,7 +163,7 @@ class Ledger:
 
     def _ask(self, limit: int, finished: int) -> Taken | None:
         """A new trial, or one that waits; None where others have begun enough meanwhile."""
-        with translated(self.place), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna would rather send the heartbeats itself
             trial = self.study.ask()
             self.storage.record_heartbeat(trial._trial_id)
@@ -219,42 +221,41 @@ class Ledger:
         """Note the score of an epoch (from 1); whether the trial is to be stopped."""
         if len(self.objectives) > 1:
             return False
-        stop = False
-        with self._mine(taken):
+
+        def act() -> bool:
             taken.trial.report(value, epoch)
-            stop = bool(taken.trial.should_prune())
-        return stop
+            return bool(taken.trial.should_prune())
+
+        return bool(self._of(taken, act))
 
     def finish(self, taken: Taken, values: list[float], facts: Mapping[str, Any]) -> None:
         """The trial is complete, with a value an objective."""
-        with self._mine(taken):
-            taken.trial.set_user_attr("facts", dict(facts))
-            self.study.tell(taken.trial, values)
+        self._of(taken, lambda: self._tell(taken, values, facts=dict(facts)))
 
     def prune(self, taken: Taken, facts: Mapping[str, Any]) -> None:
         """The trial was stopped early."""
-        with self._mine(taken):
-            taken.trial.set_user_attr("facts", dict(facts))
-            self.study.tell(taken.trial, state=TrialState.PRUNED)
+        self._of(taken, lambda: self._tell(taken, state=TrialState.PRUNED, facts=dict(facts)))
 
     def fail(self, taken: Taken, reason: str) -> None:
         """The trial cannot be carried out, and why."""
-        with self._mine(taken):
-            taken.trial.set_user_attr("reason", reason)
-            self.study.tell(taken.trial, state=TrialState.FAIL)
+        self._of(taken, lambda: self._tell(taken, state=TrialState.FAIL, reason=reason))
 
     def hand_back(self, taken: Taken) -> None:
         """The trial was interrupted: whoever comes next does it."""
-        with self._mine(taken):
-            taken.trial.set_user_attr("interrupted", True)
-            self.study.tell(taken.trial, state=TrialState.FAIL)
-            self._mend()
+        self._of(taken, lambda: self._tell(taken, state=TrialState.FAIL, interrupted=True))
+        self._patiently(self._mend)
 
-    @contextlib.contextmanager
-    def _mine(self, taken: Taken) -> Iterator[None]:
+    def _tell(
+        self, taken: Taken, values: list[float] | None = None, *, state: TrialState | None = None, **said: Any
+    ) -> None:
+        for name, value in said.items():
+            taken.trial.set_user_attr(name, value)
+        self.study.tell(taken.trial, values, state)
+
+    def _of(self, taken: Taken, act: Callable[[], T]) -> T | None:
+        """Do something with a trial of this worker; None when it is not its own any more."""
         try:
-            with translated(self.place):
-                yield
+            return self._patiently(act)
         except UpdateFinishedTrialError:
             print(
                 f"trial {taken.number} was given to another worker, because this one gave no sign of life for long: "
@@ -262,12 +263,26 @@ class Ledger:
                 file=sys.stderr,
                 flush=True,
             )
+            return None
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """Do something in the database. A server that is away, for a restart say, is waited for: behind it stand hours
+        of training. (SQLite waits by itself.) Raises StorageError when it does not come back."""
+        end = time.monotonic() + (0 if self.place.file is not None else storage.WAIT)
+        while True:
+            try:
+                with translated(self.place):
+                    return act()
+            except StorageError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(POLL)
 
     # -- putting right -------------------------------------------------------------------------------------------------
 
     def _mend(self) -> None:
         """Give out again what killed or interrupted workers left."""
-        with translated(self.place), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optuna.storages.fail_stale_trials(self.study)
             dead = workers.the_dead(self.plan.out, self.worker)  # before the look at what they have begun
@@ -286,10 +301,12 @@ class Ledger:
         """A trial of another worker: its end, where that is known to be dead."""
         worker = trial.user_attrs.get("worker")
         if worker is None:
-            # Killed before its first sign of life, or about to give it: from now on one is there that can grow old.
-            if trial._trial_id not in self.adopted:
-                self.adopted.add(trial._trial_id)
-                self.storage.record_heartbeat(trial._trial_id)
+            # Killed before its first sign of life, or about to give it: from now on one is there that can grow old. It
+            # is given once: workers that come and go must not keep the trial young.
+            if "seen" not in trial.user_attrs:
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    self.storage.set_trial_user_attr(trial._trial_id, "seen", True)
+                    self.storage.record_heartbeat(trial._trial_id)
         elif worker in dead:
             with contextlib.suppress(UpdateFinishedTrialError):  # another worker saw it, too
                 self.storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)

@@ -12,7 +12,7 @@ from eyetune.errors import plural
 from eyetune.pages.charts import Axis, Points, Series, plot, ticks
 from eyetune.pages.page import write_page
 from eyetune.searching.plan import COSTS, Objective
-from eyetune.searching.results import FEWEST, PAGE, Outcome, Row, count_rows, describe, honest
+from eyetune.searching.results import FEWEST, PAGE, Outcome, Row, count_rows, describe, good, honest
 from eyetune.searching.space import Choices, Dimension, Range
 
 if TYPE_CHECKING:
@@ -48,9 +48,10 @@ def write_search(found: Outcome, command: str, shown: str) -> Path:
         slices=_slices(found),
         importance=[(path, share, round(100 * share / largest)) for path, share in found.importance.items()],
         fewest=FEWEST,
+        good=good(counts["complete"]),
         rows=sorted(found.rows, key=lambda row: _order(row, first)),
         front={row.number for row in found.front},
-        fields=list(found.plan.space.fields),
+        fields=_short_names(list(found.plan.space.fields)),
         label=_label,
         text=describe,
         value=_written,
@@ -59,6 +60,12 @@ def write_search(found: Outcome, command: str, shown: str) -> Path:
         version=__version__,
         cost=COSTS,
     )
+
+
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Path -> the name of the field, without its section where no other is called so."""
+    names = [path.rpartition(".")[2] for path in paths]
+    return {path: name if names.count(name) == 1 else path for path, name in zip(paths, names, strict=True)}
 
 
 def _order(row: Row, objective: Objective) -> tuple[bool, float, int]:
@@ -117,7 +124,7 @@ def _history(found: Outcome, index: int) -> Markup:
 
 
 def _curves(found: Outcome) -> Markup | None:
-    """The metric by epoch: trials that were stopped end early."""
+    """The best value up to each epoch, by which trials are stopped: those that were end early."""
     rows = [row for row in found.rows if row.course][-MOST_CURVES:]
     if not rows:
         return None
@@ -138,7 +145,7 @@ def _curves(found: Outcome) -> Markup | None:
         series,
         Axis("epoch", 1, max(2, last), whole=True),
         _axis(found.objectives[0].name, values),
-        title=f"{found.objectives[0].name} on validation, epoch by epoch",
+        title=f"{found.objectives[0].name} on validation, the best up to each epoch",
     )
 
 

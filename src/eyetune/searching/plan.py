@@ -96,24 +96,30 @@ class Plan:
             fixed["train.metric"] = scores[0]
         return Config.parse(override(content, fixed | dict(parameters)), check_files=False, source="the trial")
 
-    def judged(self, metric: str) -> tuple[Objective, ...]:
-        """The objectives with their directions; `metric` chooses the best epoch, and is meant where none is named.
+    def judged(self, metric: str, task: str) -> tuple[Objective, ...]:
+        """The objectives with their directions.
 
-        Raises ConfigError for a name that is neither a metric nor a cost.
+        Args:
+            metric: chooses the best epoch, and is meant where none is named.
+            task: whose metrics can be asked for: "classification", "multilabel" or "regression".
+
+        Raises ConfigError for a name that is neither a metric of the task nor a cost.
         """
+        from eyetune.metrics.metric import of_task
         from eyetune.metrics.scores import METRICS
+
+        known = [name for name, entry in of_task(task).items() if not entry.descriptive]
 
         found = []
         for name in self.objectives or (metric,):
             if name in COSTS:
                 found.append(Objective(name, higher=False))
-            elif name in METRICS:
+            elif name in METRICS and METRICS.canonical(name) in known:
                 found.append(Objective(METRICS.canonical(name), METRICS.get(name).higher_is_better))
             else:
-                known = [*METRICS.names(), *COSTS]
                 raise ConfigError(
-                    f"--objectives: unknown {name!r}.{did_you_mean(name, known)} A metric (see eyetune report), or "
-                    f"one of {', '.join(COSTS)}."
+                    f"--objectives: {name!r} judges no {task} trial.{did_you_mean(name, [*known, *COSTS])} "
+                    f"These do: {', '.join([*known, *COSTS])}."
                 )
         return tuple(found)
 
@@ -154,7 +160,7 @@ def read_plan(words: Sequence[str]) -> Plan:
         trials=int(_number("trials", said.get("trials", TRIALS), whole=True)),
         timeout=None if timeout is None else _number("timeout", timeout),
         storage=None if said.get("storage") is None else str(said["storage"]),
-        study=str(said.get("study") or out.name or "search"),
+        study=str(said.get("study") or (said.get("storage") and out.name) or "search"),
         keep_checkpoints=_truth(said.get("keep_checkpoints", False)),
         notes=notes,
     )

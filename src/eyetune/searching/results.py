@@ -22,7 +22,8 @@ from eyetune.searching.space import Choices, extension
 TRIALS = "trials"
 PAGE = "search.html"
 
-FEWEST = 10
+GOOD = 5
+FEWEST = 2 * GOOD
 """Below this many complete trials nothing is said of which fields matter."""
 
 
@@ -35,7 +36,7 @@ class Row:
         state: complete, pruned, failed, lost, running or waiting.
         values: by objective; none unless complete.
         parameters: the searched fields it had, by dotted path.
-        course: the metric after each epoch: (epoch from 1, value).
+        course: the best value up to each epoch: (epoch from 1, value).
         facts: epochs, best epoch, seconds, parameters trained, where known.
         reason: why it failed, or what became of it.
         seconds: from its beginning to its end.
@@ -128,16 +129,23 @@ def _front(rows: Sequence[Row], objectives: Sequence[Objective]) -> tuple[Row, .
     return tuple(row for _, row in found)
 
 
+def good(complete: int) -> int:
+    """How many of so many complete trials count as good ones for the importance: a tenth, but not too few."""
+    return max(GOOD, round(complete / 10))
+
+
 def _importance(study: Any, complete: int) -> dict[str, float]:
     """Share of each field in what makes good trials good (PED-ANOVA: Watanabe et al., IJCAI 2023), of all 1."""
     if complete < FEWEST:
         return {}
-    from optuna.importance import get_param_importances
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = get_param_importances(study)
+            found = get_param_importances(
+                study, evaluator=PedAnovaImportanceEvaluator(target_quantile=good(complete) / complete)
+            )
         except (RuntimeError, ValueError):  # all values the same
             return {}
     return {str(path): float(share) for path, share in found.items() if math.isfinite(share)}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from eyetune.data.records import Manifest
     from eyetune.searching.ledger import Ledger, Taken
     from eyetune.searching.results import Outcome
+    from eyetune.searching.storage import Place
     from eyetune.train.loop import FitResult
 
 HOPELESS = 3
@@ -49,7 +50,7 @@ _HELP = """CONFIG.yaml is one for finetune; it may have a section search: with w
   --storage URL
       The database [default: search.db, SQLite, in the folder of --out]
   --study NAME
-      What the search is called in it [default: the name of the folder]
+      What the search is called in a database of your own [default: the folder's name]
   --timeout SECONDS
       Begin no trial after this time; the one under way is finished.
   --keep-checkpoints
@@ -93,7 +94,7 @@ def search(plan: Plan) -> Outcome:
         if isinstance(dimension := plan.space.fields.get(path), Choices):
             for value in dimension.values:
                 check_settings(plan.config({path: value}, plan.out))
-    study = _Study(plan)
+    study = _Study(plan, place)
     plan = study.plan
     with at_work(plan.out) as worker:
         ledger = Ledger(plan, place, study.objectives, worker)
@@ -104,8 +105,8 @@ def search(plan: Plan) -> Outcome:
         except KeyboardInterrupt as interrupt:
             done = sum(row.state in ("complete", "pruned", "failed") for row in desk.write().rows)
             raise Interrupted(
-                f"{plural(done, 'trial')} of {plan.trials} are finished and kept in {place.shown}; the one under way "
-                "will be done again. Go on with the same command.",
+                f"Finished and kept in {place.shown}: {done} of {plural(plan.trials, 'trial')}. The one under way will "
+                "be done again. Go on with the same command.",
                 getattr(interrupt, "signum", SIGINT),
             ) from None
         return desk.conclude()
@@ -114,24 +115,28 @@ def search(plan: Plan) -> Outcome:
 class _Study:
     """What all trials have in common: the photographs in their splits, the image cache, what they are judged by."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, place: Place) -> None:
         from eyetune.data.cache import Cache
         from eyetune.data.records import open_manifest
         from eyetune.train.answers import answer_to
+        from eyetune.train.task import SupervisedTask
 
         config = plan.base
         self.cache: Cache | None = Cache.of(config.data)
         manifest = open_manifest(config.data, kind=config.reads)
-        metric = config.train.metric or answer_to(config.asked, manifest.classes).metric
-        self.objectives: tuple[Objective, ...] = plan.judged(metric)
+        answer = answer_to(config.asked, manifest.classes)
+        self.objectives: tuple[Objective, ...] = plan.judged(config.train.metric or answer.metric, answer.task)
         self.plan = settled(plan, self.objectives)
-        self.begin_folder()
+        self.begin_folder(place)
         self.manifest = self.split(manifest)
+        # Says what is wrong with the metric, here and not in every trial.
+        SupervisedTask.of(self.manifest.select("train"), self.plan.config({}, plan.out).train, config.asked)
         self.plan = fitting(self.plan, len(self.manifest.select("train")))
         self.readable: dict[str, Manifest] = {}
 
-    def begin_folder(self) -> None:
-        """Raise RunError where something else is in the folder."""
+    def begin_folder(self, place: Place) -> None:
+        """Raise RunError where something else is in the folder, or another search."""
+        from eyetune.searching.folder import other_search
         from eyetune.searching.results import TRIALS
         from eyetune.searching.storage import FILE
         from eyetune.train.rundir import is_free
@@ -140,6 +145,8 @@ class _Study:
         ours = any((out / name).exists() for name in (FILE, TRIALS)) and not (out / "config.yaml").exists()
         if not ours and not is_free(out):
             raise RunError(f"{out} holds something that is not a search: choose another --out.")
+        if (other := other_search(self.plan, place.shown)) is not None:
+            raise RunError(f"{out} holds another search, {other}: choose another --out.")
         try:
             make_folder(out / TRIALS)
         except OSError as error:
@@ -323,13 +330,15 @@ class _Desk:
         shutil.rmtree(folder, ignore_errors=True)
         run = RunDir.create(folder)
         seen: list[float] = []
+        higher = self.study.objectives[0].higher
 
         def after_epoch(epoch: int, value: float | None, row: dict[str, Any]) -> None:
             if value is None:
                 return
             seen.append(value)
-            if self.ledger.report(taken, epoch + 1, value) and epoch + 1 < epochs:
-                raise _Stopped(f"{value:.3f} after epoch {epoch + 1} of {epochs}")
+            best = max(seen) if higher else min(seen)  # what the trial would be worth: its best epoch counts
+            if self.ledger.report(taken, epoch + 1, best) and epoch + 1 < epochs:
+                raise _Stopped(f"{best:.3f} at best after epoch {epoch + 1} of {epochs}")
 
         try:
             with run.in_use(), Cost(run, runtime) as cost:
