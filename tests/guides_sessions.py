@@ -535,7 +535,7 @@ SESSIONS = (
         _of("architecture", "Example 4: Multi-Dataset LoRA Adapters"),
         loaders,
         {"Example 4: Multi-Dataset LoRA Adapters": switched},
-        "both",
+        "full",
     ),
     Session("ranks", _of("testing", "LoRA Rank Testing"), lora, {"LoRA Rank Testing": ranks}, "full"),
     Session("merging", _of("testing", "LoRA Merge Testing"), lora, {"LoRA Merge Testing": merged}, "full"),

@@ -22,6 +22,7 @@ from eyetune.backbones import load_backbone, timm_any
 from eyetune.config import Config
 from eyetune.guides import lora as guide_lora
 from eyetune.guides import retfound as guide_retfound
+from eyetune.guides import selftest
 from eyetune.guides.settings import read_guide_config
 from eyetune.older_config import read_keys
 
@@ -182,3 +183,19 @@ def test_commands_mean_something(line: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert meant.words
     if meant.words[0] in ("finetune", "evaluate"):
         check_command(meant.words)
+
+
+@pytest.mark.slow  # the networks as published, on random weights
+@pytest.mark.parametrize(("script", "checks"), [("model", 4), ("retfound_model", 2)])
+def test_self_tests_pass(
+    script: str, checks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert selftest.main(script, []) == 0
+    out = capsys.readouterr().out
+    assert out.count("✓ ") == checks
+    assert "✗" not in out
+    if script == "retfound_model":
+        assert "21,832,704 parameters" in out
+        assert "303,301,632 parameters" in out
+        assert "put them at models/RETFound_cfp_weights.pth" in out
