@@ -52,9 +52,9 @@ export class Card {
 
   // Whose eye it is, to be set right.
   _eye() {
-    this.eye = make("select", { onchange: () => this._said() },
+    this.eye = make("select", { "aria-label": "Eye", onchange: () => this._said() },
       make("option", { value: "" }, "not known"), make("option", { value: "right" }, "right"), make("option", { value: "left" }, "left"));
-    this.patient = make("input", { type: "text", maxlength: "200", autocomplete: "off", spellcheck: "false", onchange: () => this._said() });
+    this.patient = make("input", { type: "text", "aria-label": "Patient", maxlength: "200", autocomplete: "off", spellcheck: "false", onchange: () => this._said() });
     return make("details", {}, make("summary", {}, "Patient and eye"),
       make("div", { class: "row" }, make("label", {}, "Eye", this.eye), make("label", {}, "Patient", this.patient)));
   }
