@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tracemalloc
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from serve_kit import Client
 
 import eyetune as et
 from eyetune.cli import main
@@ -81,6 +83,52 @@ def predict(home: Path, out: Path | None, *words: object) -> tuple[int, list[dic
         return code, [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     with open(out, newline="", encoding="utf-8", errors="surrogateescape") as stream:
         return code, list(csv.DictReader(stream))
+
+
+@pytest.mark.slow
+def test_the_page_says_what_predict_and_python_say(home: Path, eyes: list[Path], tmp_path: Path) -> None:
+    """As people start and end it: the address on stdout, Ctrl-C with a photograph on its way, the kept rows."""
+    some = eyes[:6]
+    words = [
+        sys.executable,
+        "-m",
+        "eyetune",
+        "serve",
+        str(home / "run"),
+        "--port",
+        "0",
+        "--keep",
+        str(tmp_path / "kept"),
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        try:
+            page = Client(int(server.stdout.readline().rstrip("/\n").rpartition(":")[2])).open()
+            for path in some:
+                assert page.send(path.name, path.read_bytes()).status == 201
+            cards = page.cards()
+            with socket.create_connection(("127.0.0.1", page.port)) as line:
+                line.sendall(b"GET /api/mo")
+                server.send_signal(signal.SIGINT)
+                assert server.wait(30) == 130
+        finally:
+            server.kill()
+        said = server.stderr.read()
+    assert "For research; not a diagnosis." in said
+    assert "Traceback" not in said
+    assert "interrupted" in said
+    _, rows = predict(home, tmp_path / "a.csv", *some)
+    (kept,) = (tmp_path / "kept").iterdir()
+    lines = list(csv.DictReader(kept.read_text(encoding="utf-8").splitlines()))
+    python = et.load_run(home / "run").predict(some, calibrated=True)
+    for card, line, row, probabilities in zip(cards, lines, rows, python, strict=True):
+        shown = [bar["share"] for bar in card["bars"]]
+        np.testing.assert_allclose(shown, probabilities, atol=1e-6)
+        for name in line.keys() - {"image", "notice", "ood", *(key for key in line if key.startswith("prob_"))}:
+            assert line[name] == row[name]
+        np.testing.assert_allclose(shown, [float(row[key]) for key in row if key.startswith("prob_")], atol=1e-6)
+        assert float(line["ood"]) == pytest.approx(float(row["ood"]), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def seen(picture: Locator) -> None:
 
 
 def test_drop_a_folder_and_see_the_results(page: Page, reader: Reader, tmp_path: Path) -> None:
-    """Really dropped, as from a file manager: a folder with a folder in it, a file beside, and what is no photograph."""
+    """Really dropped, as from a file manager: a folder with a folder in it, a file beside, what is no photograph."""
     (tmp_path / "eyes" / "more").mkdir(parents=True)
     (tmp_path / "eyes" / "a.png").write_bytes(eye(1))
     (tmp_path / "eyes" / "more" / "b.jpg").write_bytes(eye(2, ".jpg"))
@@ -106,9 +106,7 @@ def test_drop_a_folder_and_see_the_results(page: Page, reader: Reader, tmp_path:
     settled(page, 3)
     names = page.locator(".eye-card h3").all_text_contents()
     assert sorted(names) == ["alone.dat", "eyes/a.png", "eyes/more/b.jpg"]
-    assert page.locator("#trouble").text_content() == (
-        "2 files of the folder are no photographs and were left aside."
-    )
+    assert page.locator("#trouble").text_content() == ("2 files of the folder are no photographs and were left aside.")
     (found,) = reader.read([("a", eye(1))])
     assert found[0] is not None
     row = reader.row("specificity", "a", *found)

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from eyetune.errors import UserError
 from eyetune.serving.card import about, card
 from eyetune.serving.desk import Desk, Full, Gone, NoMore, Page, Photograph
+from eyetune.serving.held import Held
 
 if TYPE_CHECKING:
     from eyetune.serving.limits import Limits
@@ -143,21 +144,22 @@ class _Answers:
             raise Refused(413, self._too_large())
         self.desk.check_room_for_results()
         await self.desk.room.enter(declared, self.limits.patience)
+        data = Held(declared)
         try:
-            data = await self._body(request)
+            await self._receive(request, data, declared)
             page = self._page(request)  # it may have been closed meanwhile
             self.desk.check_room_for_results()
         except BaseException:
+            data.close()
             self.desk.room.leave(declared)
             raise
         self.desk.room.leave(declared - len(data), places=0)
         photograph = self.desk.add(page, name, place, data)
         return JSONResponse({"key": photograph.key}, 201)
 
-    async def _body(self, request: Request) -> bytes:
-        """The body, as it comes. Raises Refused for one too large or too slow, whatever its head says."""
-        parts: list[bytes] = []
-        size, latest = 0, time.monotonic() + _GRACE + self.limits.upload / _SLOWEST
+    async def _receive(self, request: Request, into: Held, most: int) -> None:
+        """Take the body in as it comes. Raises Refused for one too large or too slow, whatever its head says."""
+        latest = time.monotonic() + _GRACE + self.limits.upload / _SLOWEST
         stream = request.stream()
         while True:
             try:
@@ -168,13 +170,11 @@ class _Answers:
                 raise Refused(408, "Nothing came for too long: send it again.") from None
             except ClientDisconnect:
                 raise Refused(400, "The sender has gone.") from None
-            size += len(part)
-            if size > self.limits.upload:
+            if len(into) + len(part) > most:
                 raise Refused(413, self._too_large())
             if time.monotonic() > latest:
                 raise Refused(408, "It came too slowly: send it again.")
-            parts.append(part)
-        return b"".join(parts)
+            into.add(part)
 
     def _too_large(self) -> str:
         return f"A photograph may have {self.limits.upload / (1 << 20):g} MiB here; this one has more."

@@ -19,6 +19,7 @@ from eyetune.errors import UserError
 from eyetune.serving.reader import unexpected
 
 if TYPE_CHECKING:
+    from eyetune.serving.held import Held
     from eyetune.serving.limits import Limits
     from eyetune.serving.reader import Reader, Reading
 
@@ -113,7 +114,7 @@ class Photograph:
     key: str
     name: str
     place: int
-    data: bytes | None
+    data: Held | None
     state: State = "waiting"
     version: int = 0
     reading: Reading | None = None
@@ -216,7 +217,7 @@ class Desk:
                 f"{kept} photographs are here, as many as are kept at a time: download the table, then clear the page."
             )
 
-    def add(self, page: Page, name: str, place: int, data: bytes) -> Photograph:
+    def add(self, page: Page, name: str, place: int, data: Held) -> Photograph:
         """Put a photograph into the queue. Its bytes have their place in :attr:`room` already, which is given back when
         it has been read."""
         photograph = Photograph(secrets.token_urlsafe(9), name, place, data)
@@ -249,7 +250,7 @@ class Desk:
         for page, one in some:
             one.state = "reading"
             page.changed(one)
-        files = [(one.name, one.data or b"") for _, one in some]
+        files = [(one.name, one.data) for _, one in some if one.data is not None]
         try:
             found = await self.ask(lambda: self.reader.read(files))
         except Exception as fault:  # one of ours must not end the queue
@@ -270,6 +271,7 @@ class Desk:
     def _let_go(self, photograph: Photograph) -> None:
         assert photograph.data is not None
         self.room.leave(len(photograph.data))
+        photograph.data.close()
         photograph.data = None
 
     def end(self) -> None:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsBytes
 
 import cv2
 import numpy as np
@@ -100,10 +100,10 @@ class Reader:
             raise RunError(f"there is no operating point {point!r} here.")
         return self._predictors[point]
 
-    def read(self, files: Sequence[tuple[str, bytes]]) -> list[tuple[Reading | None, str | None]]:
+    def read(self, files: Sequence[tuple[str, SupportsBytes]]) -> list[tuple[Reading | None, str | None]]:
         """What came of each (name, bytes), in order: a reading, or why there is none. Whatever is wrong with one, the
         others are read."""
-        looks = [self._look(name, data) for name, data in files]
+        looks = [self._look(name, bytes(data)) for name, data in files]
         good = [look for look in looks if isinstance(look, _Look)]
         judged = dict(zip(map(id, good), self._judge(good), strict=True))
         return [judged[id(look)] if isinstance(look, _Look) else (None, look) for look in looks]
