@@ -267,29 +267,30 @@ async def _file(request: Request) -> Response:
 
 
 def _said(status: int, text: str, **headers: str) -> Response:
+    # The connection stays: who still sends what was refused would never see why. What comes is thrown away, for as long
+    # as the head of a request may take (server.py).
     return PlainTextResponse(text[:1].upper() + text[1:], status, headers=headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    # What follows of a refused request is not read.
-    return _said(error.status, str(error), Connection="close")
+    return _said(error.status, str(error))
 
 
 async def _full(request: Request, error: Exception) -> Response:
-    return _said(503, str(error), Connection="close", **{"Retry-After": "5"})
+    return _said(503, str(error), **{"Retry-After": "5"})
 
 
 async def _no_more(request: Request, error: Exception) -> Response:
-    return _said(507, str(error), Connection="close")
+    return _said(507, str(error))
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    return _said(404, str(error), Connection="close")
+    return _said(404, str(error))
 
 
 async def _mistake(request: Request, error: Exception) -> Response:
-    return _said(400, str(error), Connection="close")
+    return _said(400, str(error))
 
 
 async def _sweep(desk: Desk) -> None:

@@ -68,9 +68,7 @@ class Guard:
 
         refusal = self.refusal(scope["method"], scope["path"], Headers(scope=scope))
         if refusal is not None:
-            # What follows of a refused request is not read.
-            closing = PlainTextResponse(refusal, 403, headers={"Connection": "close"})
-            await closing(scope, receive, answer)
+            await PlainTextResponse(refusal, 403)(scope, receive, answer)
             return
         try:
             await self.app(scope, receive, answer)
