@@ -274,7 +274,7 @@ def _said(status: int, text: str, **headers: str) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return _said(error.status, str(error))
+    return _said(error.status, str(error), **({"Connection": "close"} if error.status == 408 else {}))
 
 
 async def _full(request: Request, error: Exception) -> Response:
