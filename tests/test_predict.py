@@ -22,22 +22,25 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from serve_kit import Client
+from serve_kit import Client, served
 
 import eyetune as et
 from eyetune.cli import main
+from eyetune.data.fundus import load_square
 from eyetune.data.phantom import write_cohort
 from eyetune.data.record import Record
 from eyetune.data.records import Manifest
 from eyetune.errors import DataError, RunError, UserError
 from eyetune.heatmaps import explain
 from eyetune.interrupt import Interrupted
+from eyetune.metrics.predictions import Predictions
 from eyetune.metrics.scores import score
 from eyetune.predicting import Predictor, Sources, choose_format, output
 from eyetune.predicting.model import TrainedModel, heat_map, open_model
 from eyetune.predicting.rows import choose_points, prepared
 from eyetune.predicting.sources import chunks, read_paths
 from eyetune.progress import counted_by, meter, track
+from eyetune.serving.reader import Reader
 from eyetune.train import results
 from eyetune.train.mirrored import Mirrored
 from eyetune.verbs.predict import _write
@@ -129,6 +132,35 @@ def test_the_page_says_what_predict_and_python_say(home: Path, eyes: list[Path],
             assert line[name] == row[name]
         np.testing.assert_allclose(shown, [float(row[key]) for key in row if key.startswith("prob_")], atol=1e-6)
         assert float(line["ood"]) == pytest.approx(float(row["ood"]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_page_says_of_an_exported_model_what_predict_and_python_say(
+    home: Path, eyes: list[Path], tmp_path: Path
+) -> None:
+    """To 1e-6, and without heat maps, which it says."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    file, some = tmp_path / "model.onnx", eyes[:6]
+    assert main(["export", str(home / "run"), "--to", "onnx", "--out", str(file)]) == 0
+    model = open_model(file)
+    reader = Reader(model, calibration=model.calibration, most_pixels=10**6)
+    with served(reader) as client:
+        page = client.open()
+        for path in some:
+            page.send(path.name, path.read_bytes())
+        shown = [[bar["share"] for bar in card["bars"]] for card in page.cards()]
+        assert "an exported model hides" in page.ask("GET", "/api/model").json["no_heat_maps"]
+        key = page.cards()[0]["key"]
+        assert page.ask("GET", f"/api/photographs/{key}/heat").status == 400
+    squares = [load_square(path, model.settings) for path in some]
+    python = reader.predictor("specificity").table_of([path.name for path in some], squares)
+    assert isinstance(python, Predictions)
+    np.testing.assert_allclose(shown, python.probabilities, atol=1e-6)
+    assert main(["predict", str(file), *map(str, some), "--workers", "0", "--out", str(tmp_path / "a.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()))
+    told = [[float(cell) for name, cell in row.items() if name.startswith("prob_")] for row in rows]
+    np.testing.assert_allclose(shown, told, atol=1e-6)
 
 
 @pytest.mark.slow
