@@ -118,3 +118,23 @@ def sync(path: Path) -> None:
     except OSError as error:
         if not (path.is_dir() and error.errno in _NO_SYNC):
             raise
+
+
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed: whether that worked; None where there are no locks.
+
+    A record lock: the system releases it when the process dies, however it dies, it works on network drives, and unlike
+    that of `flock` it does not pass on to child processes (a loader's outlive a killed one for seconds). A process has
+    it once: closing the file another time gives it up.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True

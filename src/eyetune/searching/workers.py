@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from eyetune.files import make_folder, writing_failed
+from eyetune.files import make_folder, try_lock, writing_failed
 
 FOLDER = "workers"
 
@@ -28,7 +28,7 @@ def at_work(out: Path) -> Iterator[str]:
     except OSError as error:
         raise writing_failed(file, error) from error
     try:
-        locked = _lock(handle)
+        locked = try_lock(handle)
         if locked is not True:
             file.unlink(missing_ok=True)
         yield name
@@ -49,7 +49,7 @@ def the_dead(out: Path, own: str) -> set[str]:
             with contextlib.suppress(OSError):
                 handle = os.open(file, os.O_RDWR)
                 try:
-                    if _lock(handle) is True:
+                    if try_lock(handle) is True:
                         found.add(file.name)
                 finally:
                     os.close(handle)
@@ -61,19 +61,3 @@ def bury(out: Path, names: Iterable[str]) -> None:
     for name in names:
         with contextlib.suppress(OSError):
             (out / FOLDER / name).unlink(missing_ok=True)
-
-
-def _lock(handle: int) -> bool | None:
-    """Lock an open file: whether that worked; None where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    try:
-        # A record lock: that of `flock` would pass on to the loader's processes, which outlive a killed one.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return None
-    return True

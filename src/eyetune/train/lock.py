@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eyetune.errors import RunError
-from eyetune.files import writing_failed
+from eyetune.files import try_lock, writing_failed
 
 LOCK = ".lock"
 
@@ -23,10 +23,6 @@ def in_use(folder: Path) -> Iterator[bool]:
 
     Gives whether a lock was taken here: not where this process has it already (evaluate inside finetune), nor where
     the file system has no locks, which a line on stderr says.
-
-    A record lock on the file `.lock`: the system releases it when the process dies, however it dies, it works on
-    network drives, and unlike `flock` it does not pass on to the loader's processes, which outlive a killed one for
-    seconds.
     """
     path = folder / LOCK
     if path in _LOCKED:
@@ -46,31 +42,23 @@ def in_use(folder: Path) -> Iterator[bool]:
 
 def _lock(path: Path) -> int | None:
     """Lock `path`: an open file, None where there are no locks. Raises RunError when another process has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise writing_failed(path, error) from error
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+        locked = try_lock(handle)
+        if locked is None:
+            print(f"{path.parent}: no locks on this file system; run one process there at a time.", file=sys.stderr)
+            os.close(handle)
+            return None
+        if not locked:
             owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(handle)
             raise RunError(
                 f"{path.parent} is in use by another process (number {owner} on its machine). Wait for it to end, or "
                 "choose another run folder."
-            ) from error
-        except OSError as error:
-            print(
-                f"{path.parent}: no locks on this file system ({error.strerror}); run one process there at a time.",
-                file=sys.stderr,
             )
-            os.close(handle)
-            return None
         # Whoever held the lock before may have removed the file between our opening and locking it.
         mine = False
         with contextlib.suppress(FileNotFoundError):
