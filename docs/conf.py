@@ -28,6 +28,18 @@ exclude_patterns = [".venv", ".git", ".*_cache", "docs/_build", "runs", "demo", 
 # Headings are linked to as GitHub names them.
 myst_heading_anchors = 5
 
+autodoc_mock_imports = [
+    "torch",
+    "timm",
+    "peft",
+    "transformers",
+    "torchvision",
+    "accelerate",
+    "matplotlib",
+    "sklearn",
+    "cv2",
+    "tensorboard",
+]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_class_signature = "separated"
