@@ -20,7 +20,6 @@ from test_guides_commands import door
 
 from eyetune.backbones import load_backbone, timm_any
 from eyetune.config import Config
-from eyetune.guides import lora as guide_lora
 from eyetune.guides import retfound as guide_retfound
 from eyetune.guides import selftest
 from eyetune.guides.settings import read_guide_config
@@ -60,9 +59,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     read: dict[Any, Any] = {}
 
     def once(name: str, weights: Any, **options: Any) -> Any:
-        key = (name, str(weights), *sorted(options.items()))
+        key = (name, str(weights))
         if key not in read:
-            read[key] = load_backbone(name, weights, **{"pool": "cls", **options})
+            read[key] = load_backbone(name, weights, **options)
+        assert options["pool"] in (None, read[key].pool)
         return copy.deepcopy(read[key])
 
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +70,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         furnish(folder)
         (folder / "models").mkdir()
         torch.save(regenerate.retfound_mae(), folder / LARGE)
-        patch.setattr(guide_lora, "load_backbone", once)
         patch.setattr(guide_retfound, "load_backbone", once)
         patch.chdir(folder)
         yield folder

@@ -177,8 +177,10 @@ def test_retfound_from_its_file(checkout: Path) -> None:
 def test_retfound_says_what_is_wrong(checkout: Path) -> None:
     with pytest.raises(WeightsError, match=r"no weights at models/none.pth. Get them from https://huggingface.co"):
         load_retfound_model("models/none.pth")
-    with pytest.raises(WeightsError, match="does not load whole into retfound-green"):
+    with pytest.raises(WeightsError, match=r"(?s)does not load whole into retfound-green.*Here .* is model_variant"):
         load_retfound_green_model(LARGE)
+    with pytest.raises(WeightsError, match="retfound needs its weights"):
+        RETFoundLoRA(None)
     with pytest.raises(UserError, match=r"timm has no weights of RETFound-Green. Download"):
         get_retfound_green(pretrained=True)
     with pytest.raises(ConfigError, match=r"'greeen' is not a variant\. Did you mean 'green'"):
@@ -195,7 +197,7 @@ def test_retfound_says_what_is_wrong(checkout: Path) -> None:
 def test_only_adapters_and_head_train(
     file: str, variant: str, depth: int, pixels: int, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = RETFoundLoRA(file, lora_r=4, lora_alpha=16, model_variant=variant)
+    model = RETFoundLoRA(file, lora_r=4, lora_alpha=16, target_modules="qkv", model_variant=variant)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert all("lora_" in name or "head" in name for name in trainable)
     head = 2 * WIDTH + 5 * WIDTH + 5
@@ -305,6 +307,7 @@ def test_broken_adapters_are_not_merged(checkout: Path) -> None:
     [
         ({"lora_r": 0}, "lora_r: "),
         ({"lora_alpha": -1}, "lora_alpha: "),
+        ({"target_modules": []}, "target_modules: "),
         ({"lora_dropout": 1}, "lora_dropout: "),
         ({"head_dropout": "much"}, "head_dropout: must be at least 0"),
         ({"num_classes": 0}, "num_classes: must be a whole number, 1 or more"),

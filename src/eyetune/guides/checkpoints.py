@@ -76,7 +76,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: str | Path, model: nn.Module, optimizer: Optimizer | None = None, strict: bool = True
+    path: str | Path,
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    map_location: Any = None,
+    strict: bool = True,
 ) -> dict[str, Any]:
     """Load a file of :func:`save_checkpoint`, or one of the guides' programs; nothing in it is executed.
 
@@ -84,6 +88,7 @@ def load_checkpoint(
         path: the file.
         model: takes its tensors: all of them, or none when one does not fit. On whatever device it is.
         optimizer: takes its state.
+        map_location: not needed: tensors go where the model is.
         strict: must be true: what does not fit is never left out silently.
 
     Returns what else the file says: epoch, metrics, variant (`large` where a file of RETFound says none), ….

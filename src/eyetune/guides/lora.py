@@ -12,12 +12,11 @@ from pydantic import ValidationError
 from eyetune.adapt.classifier import put_norm_before
 from eyetune.adapt.lora import Lora, LoraConfig, merge_in_place
 from eyetune.adapt.strategy import count_parameters
-from eyetune.backbones import load_backbone
 from eyetune.backbones.opening import open_checkpoint
 from eyetune.errors import ConfigError, RunError, listing
 from eyetune.files import atomic
-from eyetune.guides.network import GuideNetwork, check_count, check_share, file_or_word
-from eyetune.guides.retfound import backbone_of
+from eyetune.guides.network import GuideNetwork, check_count, check_share
+from eyetune.guides.retfound import load_variant
 
 TENSORS = "lora_state_dict"
 """Where in the file of adapters the tensors are."""
@@ -43,14 +42,14 @@ class RETFoundLoRA(GuideNetwork):
 
     def __init__(
         self,
-        checkpoint_path: str | Path,
+        checkpoint_path: str | Path | None,
         num_classes: int = 5,
         lora_r: int = 8,
         lora_alpha: float = 32,
         *,
         lora_dropout: float = 0.1,
         head_dropout: float = 0.3,
-        target_modules: Sequence[str] | None = None,
+        target_modules: str | Sequence[str] | None = None,
         model_variant: str = "large",
         device: torch.device | str | None = None,
     ) -> None:
@@ -58,7 +57,7 @@ class RETFoundLoRA(GuideNetwork):
         check_share("head_dropout", head_dropout)
         targets = ("qkv",) if target_modules is None else target_modules
         config = _settings(lora_r, lora_alpha, lora_dropout, targets)
-        super().__init__(load_backbone(backbone_of(model_variant), file_or_word(checkpoint_path)), num_classes, 0.0)
+        super().__init__(load_variant(model_variant, checkpoint_path), num_classes, 0.0)
         self.head[1].p = head_dropout  # type: ignore[index]
         put_norm_before(self)
         self.model_variant = model_variant
@@ -133,10 +132,10 @@ class RETFoundLoRA(GuideNetwork):
             raise RunError(f"there are no adapters to {verb}: they were merged into the weights. Build the model anew.")
 
 
-def _settings(r: Any, alpha: Any, dropout: Any, targets: Sequence[str]) -> LoraConfig:
+def _settings(r: Any, alpha: Any, dropout: Any, targets: Any) -> LoraConfig:
     names = {"r": "lora_r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
     try:
-        return LoraConfig(r=r, alpha=alpha, dropout=dropout, targets=tuple(targets))
+        return LoraConfig(r=r, alpha=alpha, dropout=dropout, targets=targets)
     except ValidationError as error:
         faults = [f"{names.get(str(one['loc'][0]), one['loc'][0])}: {one['msg']}" for one in error.errors()]
         raise ConfigError(f"RETFoundLoRA:\n{listing(faults)}") from error

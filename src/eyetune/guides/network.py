@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eyetune.adapt.classifier import Classifier
 from eyetune.adapt.strategy import count_parameters
+from eyetune.config import NOT_FILES
 from eyetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,6 +92,6 @@ def check_share(name: str, value: Any) -> None:
         raise ConfigError(f"{name}: must be at least 0 and below 1, got {value!r}.")
 
 
-def file_or_word(weights: str | Path) -> str | Path:
-    """Weights as the backbones take them: `random` and `hub` are words, everything else is a file."""
-    return weights if str(weights) in ("random", "hub") else Path(weights)
+def file_or_word(weights: str | Path | None) -> str | Path | None:
+    """Weights as the backbones take them: `random` and `hub` are words, None says nothing, all else is a file."""
+    return weights if weights is None or str(weights) in NOT_FILES else Path(weights)

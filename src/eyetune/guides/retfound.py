@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eyetune.backbones import BACKBONES, load_backbone
-from eyetune.errors import ConfigError, UserError, did_you_mean
+from eyetune.errors import ConfigError, UserError, WeightsError, did_you_mean
 from eyetune.guides.network import GuideNetwork, file_or_word
 from eyetune.older_config import VARIANTS
+
+if TYPE_CHECKING:
+    from eyetune.backbones.backbone import Backbone
 
 GREEN_PIXELS = 392
 
@@ -21,6 +24,20 @@ def backbone_of(variant: str) -> str:
             "green (RETFound-Green)."
         )
     return VARIANTS[variant]
+
+
+def load_variant(
+    variant: str, checkpoint_path: str | Path | None, *, pixels: int | None = None, pool: str | None = None
+) -> Backbone:
+    """The backbone behind `large` or `green` with its weights. Raises as `load_backbone`, in the guides' words too."""
+    name = backbone_of(variant)
+    try:
+        return load_backbone(name, file_or_word(checkpoint_path), pixels=pixels, pool=pool)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{str(error).rstrip()}\nHere model.weights is checkpoint_path, and model.backbone is model_variant: large "
+            "(retfound) or green (retfound-green)."
+        ) from error
 
 
 class VisionTransformer(GuideNetwork):
@@ -45,12 +62,11 @@ class VisionTransformer(GuideNetwork):
         dropout: float = 0.3,
         *,
         model_variant: str = "large",
-        checkpoint_path: str | Path = "random",
+        checkpoint_path: str | Path | None = "random",
         img_size: int | None = None,
     ) -> None:
-        name = backbone_of(model_variant)
-        pool = "avg" if global_pool or "cls" not in BACKBONES.get(name).pools else "cls"
-        backbone = load_backbone(name, file_or_word(checkpoint_path), pixels=img_size, pool=pool)
+        pool = "avg" if global_pool or "cls" not in BACKBONES.get(backbone_of(model_variant)).pools else "cls"
+        backbone = load_variant(model_variant, checkpoint_path, pixels=img_size, pool=pool)
         super().__init__(backbone, num_classes, dropout)
         self.model_variant = model_variant
         self.train()
@@ -61,7 +77,7 @@ class VisionTransformer(GuideNetwork):
 
 
 def load_retfound_model(
-    checkpoint_path: str | Path, num_classes: int = 5, global_pool: bool = False, dropout: float = 0.3
+    checkpoint_path: str | Path | None, num_classes: int = 5, global_pool: bool = False, dropout: float = 0.3
 ) -> VisionTransformer:
     """RETFound from its published file, every key of which is accounted for (`model.backbone.report`).
 
@@ -86,7 +102,7 @@ def get_retfound_green(
 
 
 def load_retfound_green_model(
-    checkpoint_path: str | Path, num_classes: int = 5, img_size: int = GREEN_PIXELS, dropout: float = 0.3
+    checkpoint_path: str | Path | None, num_classes: int = 5, img_size: int = GREEN_PIXELS, dropout: float = 0.3
 ) -> VisionTransformer:
     """RETFound-Green from its published file; otherwise as :func:`load_retfound_model`, without the choice of pool."""
     return VisionTransformer(

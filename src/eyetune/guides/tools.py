@@ -139,6 +139,8 @@ def create_data_loaders(
     batch_size: int | None = None,
     split_ratio: float = 0.8,
     num_workers: int | None = None,
+    *,
+    pin_memory: bool | None = None,
     seed: int | None = None,
 ) -> tuple[Any, Any]:
     """Loaders of (images, labels) for training and validation.
@@ -150,12 +152,13 @@ def create_data_loaders(
         batch_size: images a batch; None: as the configuration says, else 32.
         split_ratio: share of a PyTorch dataset that trains; a configuration has `data.val_split`.
         num_workers: processes that read; None: as the configuration says, else none.
+        pin_memory: whether batches wait where a GPU copies from directly; None: where there is a CUDA device.
         seed: of split and order; None: as the configuration says, else 42.
 
     Raises DataError and ConfigError as `eyetune finetune` does, UserError for a dataset too small to split.
     """
     if isinstance(dataset, GuideConfig):
-        return _of_config(dataset, batch_size, num_workers, seed)
+        return _of_config(dataset, batch_size, num_workers, pin_memory, seed)
     if not 0 < split_ratio < 1:
         raise UserError(f"create_data_loaders: split_ratio must be between 0 and 1, got {split_ratio!r}.")
     count = len(dataset)  # type: ignore[arg-type]
@@ -165,6 +168,7 @@ def create_data_loaders(
     generator = torch.Generator().manual_seed(42 if seed is None else seed)
     parts = random_split(dataset, [train, count - train], generator)
     options: dict[str, Any] = {"batch_size": batch_size or 32, "num_workers": num_workers or 0}
+    options["pin_memory"] = torch.cuda.is_available() if pin_memory is None else pin_memory
     print(
         f"{TICK} Created data loaders: train={train}, val={count - train}. Split by image: two photographs of one "
         "patient may fall on both sides. A configuration in place of the dataset splits by patient."
@@ -173,7 +177,7 @@ def create_data_loaders(
 
 
 def _of_config(
-    guide: GuideConfig, batch_size: int | None, num_workers: int | None, seed: int | None
+    guide: GuideConfig, batch_size: int | None, num_workers: int | None, pin_memory: bool | None, seed: int | None
 ) -> tuple[Pairs, Pairs]:
     from eyetune.backbones import find_spec
     from eyetune.config import Config
@@ -185,7 +189,8 @@ def _of_config(
     content = guide.translation().content
     if batch_size is not None:
         content.setdefault("train", {})["batch_size"] = batch_size
-    content |= {name: value for name, value in (("workers", num_workers), ("seed", seed)) if value is not None}
+    given = {"workers": num_workers, "pin_memory": pin_memory, "seed": seed}
+    content |= {name: value for name, value in given.items() if value is not None}
     config = Config.parse(content, check_files=False)
     cache = Cache.of(config.data)
     manifest = prepare_data(config, cache)
@@ -202,6 +207,7 @@ def _of_config(
             training=name == "train",
             augment=config.augment,
             workers=config.workers,
+            pin_memory=config.pin_memory,
             seed=config.seed,
             cache=cache,
         )

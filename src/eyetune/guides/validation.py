@@ -22,16 +22,28 @@ class DataValidator:
     Args:
         csv_file: the table; a class folder will do too.
         img_dir: the folder that image names are relative to; None: the table's, or an images folder beside it.
-        columns: names of the columns where they are not the usual ones: `image_column`, `label_column`,
-            `patient_column`, `eye_column`, `split_column`.
+        image_column, label_column, patient_column: names of the columns where they are not the usual ones.
 
     Attributes:
         audit: what was found, after :meth:`validate_all`.
     """
 
-    def __init__(self, csv_file: str | Path, img_dir: str | Path | None = None, **columns: str) -> None:
-        images = None if img_dir is None else Path(img_dir)
-        self.config = DataConfig.model_validate({"table": str(csv_file), "images": images, **columns})
+    def __init__(
+        self,
+        csv_file: str | Path,
+        img_dir: str | Path | None = None,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        patient_column: str | None = None,
+    ) -> None:
+        self.config = DataConfig(
+            table=str(csv_file),
+            images=None if img_dir is None else Path(img_dir),
+            image_column=image_column,
+            label_column=label_column,
+            patient_column=patient_column,
+        )
         self.audit: Audit | None = None
 
     def validate_all(self) -> bool:
