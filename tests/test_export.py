@@ -354,6 +354,15 @@ def test_forms_that_do_not_fit_are_refused_with_what_to_do(
     assert sorted(path.name for path in table.parent.iterdir()) == ["images", "table.csv"]
 
 
+def test_class_names_that_no_sheet_can_hold_are_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "card", replace(run.card, classes=("0", "1\nwith line breaks", "2", "3", "4")))
+    with pytest.raises(RunError, match="classes"):
+        write_onnx(run, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def normal_tail(values: list[float]) -> list[float]:
     return [0.5 * math.erfc(value / math.sqrt(2)) for value in values]
 

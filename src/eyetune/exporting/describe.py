@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import ValidationError
+
 from eyetune import __version__
+from eyetune.errors import RunError
 from eyetune.files import sha256
 from eyetune.predicting.sheet import Base, Normalisation, Sheet, Squares
 
@@ -17,7 +21,18 @@ SHEET = "eyetune.json"
 
 
 def sheet_of(run: Run, form: Literal["onnx", "safetensors", "adapter"], **parts: object) -> Sheet:
-    """The sheet of a run in another form; `parts` are further fields."""
+    """The sheet of a run in another form; `parts` are further fields.
+
+    Raises RunError for a run that a sheet cannot describe: class names with line breaks in them, or whole pages long.
+    """
+    try:
+        return _sheet_of(run, form, parts)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        raise RunError(f"{run.name} cannot be exported: {faults}.") from error
+
+
+def _sheet_of(run: Run, form: str, parts: Mapping[str, object]) -> Sheet:
     import timm
     import torch
 

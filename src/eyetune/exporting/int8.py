@@ -2,7 +2,7 @@
 
 Weights have a scale of their own for each output channel. How activations are scaled was measured (docs/export.md):
 transformers anew for every batch ("dynamic"), which needs no photographs and is nearer to float32; convolutional
-networks, whose convolutions ONNX Runtime has no fast dynamic kernel for, by what training photographs give ("static").
+networks, whose convolutions are slow that way, by what training photographs give ("static").
 """
 
 from __future__ import annotations
