@@ -32,3 +32,9 @@ def _light() -> None:
     plots.DPI = 100
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs whose plots nobody looks at: half of the time of scoring a tiny run is drawing them."""
+    monkeypatch.setattr("eyetune.train.results._draw", lambda *_: None)

@@ -19,6 +19,8 @@ from PIL import Image
 
 from eyetune.cli import main
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 Rows = list[dict[str, str]]
 
 

@@ -51,6 +51,7 @@ def predictions(run: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_runs_with_and_without_the_cache_are_the_same(tmp_path: Path, eyes: Path, own_cache: Path) -> None:
     config = str(write_config(tmp_path, eyes))
     assert main(["finetune", config, "--no-cache", "--out", str(tmp_path / "without")]) == 0
@@ -72,6 +73,7 @@ def test_runs_with_and_without_the_cache_are_the_same(tmp_path: Path, eyes: Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_a_second_run_computes_no_feature(tmp_path: Path, eyes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = str(write_config(tmp_path, eyes))
     assert main(["finetune", config, "--out", str(tmp_path / "first")]) == 0

@@ -208,6 +208,7 @@ def test_predict_and_embed_know_the_task(trained: tuple[str, et.Run], cohort: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", ["regression", "labels", "number"])
 def test_a_resumed_run_ends_as_the_whole_one(name: str, cohort: Path, tmp_path: Path) -> None:
     whole = et.finetune(config(cohort, tmp_path / "whole", name))
@@ -233,6 +234,7 @@ def test_a_resumed_run_ends_as_the_whole_one(name: str, cohort: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", ["coral", "labels"])
 def test_lora_keeps_the_head(name: str, cohort: Path, tmp_path: Path) -> None:
     run = et.finetune(config(cohort, tmp_path / "run", name, adapt={"kind": "lora"}))
