@@ -117,7 +117,7 @@ class Block:
              "matplotlib", "transformers", "onnx", "onnxscript", "jinja2", "psutil", "tensorboard", "voyager")
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.names:
-            raise ImportError(f"{name} is not to be imported")
+            raise ModuleNotFoundError(f"{name} is not to be imported", name=name)
 sys.meta_path.insert(0, Block())
 from eyetune.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -137,6 +137,19 @@ def test_predicting_needs_no_pytorch(model: Path, eyes: list[Path], tmp_path: Pa
     assert refused.returncode == 2
     assert "needs PyTorch" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_verb_whose_package_is_not_there_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+
+    monkeypatch.setattr("eyetune.cli.app", missing)
+    assert main(["finetune"]) == 2
+    said = capsys.readouterr().err
+    assert "needs timm" in said
+    assert said.count("\n") == 1
 
 
 def test_squares_give_what_their_files_give(model: Path, eyes: list[Path]) -> None:

@@ -89,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             processes.part()
     except (UserError, CycloptsError) as error:
         return _say(error, error.exit_code if isinstance(error, UserError) else UserError.exit_code, show_traceback)
+    except ModuleNotFoundError as error:
+        # EyeTune without its dependencies, as it is installed where it only predicts with exported models.
+        if error.name is None or error.name.partition(".")[0] == "eyetune":
+            raise
+        said = (
+            f"this needs {error.name}, which is not installed: pip install eyetune (docs/export.md says what does not)"
+        )
+        return _say(UserError(said), UserError.exit_code, show_traceback)
     except OSError as error:
         if error.errno not in WRITING_ERRORS:
             raise
