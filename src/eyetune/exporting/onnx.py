@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from eyetune.train.run import Run
 
 OPSET = 20
-"""Version of the operators: ONNX Runtime has them from 1.17 on."""
+"""Version of the operators: with them (and version 10 of the format) ONNX Runtime 1.18 and newer can do."""
 
 _PROPERTY = 14
 """Number of `metadata_props` in ONNX's ModelProto."""
