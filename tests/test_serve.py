@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
 import os
 import socket
 import sys
@@ -15,6 +16,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -24,12 +27,17 @@ from dicom_kit import write
 from serve_kit import Client, eye, reader_of, served, tiny_run
 
 from eyetune.cli import main
+from eyetune.data.fundus import FundusSettings
 from eyetune.data.record import Record
 from eyetune.errors import ConfigError, RunError
+from eyetune.metrics.calibration import fit_calibration
+from eyetune.metrics.predictions import LabelPredictions, ValuePredictions
+from eyetune.metrics.table import Table
 from eyetune.predicting import Predictor
 from eyetune.predicting.output import encode
 from eyetune.serving import server as serving_server
-from eyetune.serving.desk import Full, Room
+from eyetune.serving.card import about, card
+from eyetune.serving.desk import Full, Photograph, Room
 from eyetune.serving.eyes import guess
 from eyetune.serving.keep import Kept
 from eyetune.serving.limits import MIB, Limits
@@ -47,7 +55,7 @@ def reader(run: Run) -> Reader:
     return reader_of(run)
 
 
-SMALL = Limits(upload=MIB, memory=2 * MIB, waiting=3, results=12, pages=40, idle=0.4, patience=0.5)
+SMALL = Limits(upload=MIB, memory=2 * MIB, waiting=3, results=12, pages=40, idle=0.4, patience=30)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,7 @@ def test_rows_are_those_of_predict_to_the_last_digit(run: Run, reader: Reader, p
     )
     rows = predictor.rows([Record(tmp_path / name, None, name, name) for name in files])
     assert page.rows()[0] == ",".join([*predictor.columns, "notice"])
-    for row, line, card in zip(rows, page.rows()[1:], cards, strict=True):
+    for row, line, shown in zip(rows, page.rows()[1:], cards, strict=True):
         wanted = row | {"error": row["error"] and str(row["error"]).replace(f"{tmp_path}/", "")}
         text = encode(wanted, predictor.columns, "csv").decode().rstrip("\n")
         found = next(csv.DictReader([page.rows()[0], line]))
@@ -107,10 +115,10 @@ def test_rows_are_those_of_predict_to_the_last_digit(run: Run, reader: Reader, p
                 assert float(found[column]) == pytest.approx(float(cell), abs=1e-6)
             else:
                 assert found[column] == cell
-        assert (card["state"] == "failed") == bool(row["error"])
+        assert (shown["state"] == "failed") == bool(row["error"])
         if not row["error"]:
-            assert [bar["share"] for bar in card["bars"]] == [float(found[f"prob_{name}"]) for name in run.classes]
-            assert card["title"] == f"Grade {row['predicted']}"
+            assert [bar["share"] for bar in shown["bars"]] == [float(found[f"prob_{name}"]) for name in run.classes]
+            assert shown["title"] == f"Grade {row['predicted']}"
     assert [card["state"] for card in cards] == ["done"] * 3 + ["failed"] * 4 + ["done"]
 
 
@@ -158,6 +166,70 @@ def test_a_name_that_a_spreadsheet_would_run_is_only_a_name(page: Client) -> Non
     rows = list(csv.DictReader(page.rows()))
     assert [row["image"] for row in rows] == [f"'{name}", "'+1.png"]
     assert rows[1]["error"].startswith("'+1.png: not an image")
+
+
+def stub(table: Table) -> Reader:
+    """A reader of a model that says what the table says, of whatever it sees; all fitted on the same table."""
+    calibration = fit_calibration(table, "val", resamples=10)
+    model = SimpleNamespace(
+        **{"name": "runs/stub", "backbone": "none", "licence": "none", "cache": None, "as_run": lambda: None},
+        **{"classes": table.names, "reads": "value" if table.task == "regression" else "labels"},
+        **{"settings": FundusSettings(pixels=32), "calibration": calibration, "nothing": lambda: table.take([])},
+        table_of=lambda names, squares, **_: table.take(range(len(names))),
+    )
+    return Reader(model, calibration=calibration, most_pixels=10**6)  # type: ignore[arg-type]
+
+
+def first_card(reader: Reader) -> dict[str, Any]:
+    ((reading, error),) = reader.read([("a.png", eye(1))])
+    photograph = Photograph("k", "a.png", 1, None, state="done", reading=reading, error=error)
+    assert json.dumps(about(reader, Limits()))
+    return card(reader, photograph, reader.point)
+
+
+def test_several_labels_have_a_bar_and_a_decision_each() -> None:
+    targets = np.array([[n % 2, n % 3 == 0] for n in range(60)], dtype=np.int64)
+    logits = 3.0 * (2 * targets - 1) + np.random.default_rng(0).normal(0, 4, targets.shape)
+    logits[0] = (9, 0.1)
+    names = [f"{n}.png" for n in range(60)]
+    reader = stub(LabelPredictions(names, [None] * 60, [None] * 60, targets, logits, ["glaucoma", "drusen"]))
+    found = first_card(reader)
+    (reading, _) = reader.read([("a.png", eye(1))])[0]
+    row = reader.row(reader.point, "a.png", reading, None)
+    assert found["title"] == "glaucoma, drusen above 50%"
+    assert [(bar["name"], bar["share"]) for bar in found["bars"]] == [
+        ("glaucoma", row["prob_glaucoma"]),
+        ("drusen", row["prob_drusen"]),
+    ]
+    assert [(one["title"], one["positive"]) for one in found["decisions"]] == [
+        ("glaucoma", row["positive_glaucoma"]),
+        ("drusen", row["positive_drusen"]),
+    ]
+    assert [bar["undecided"] for bar in found["bars"]] == [False, True]
+    assert found["plausible"] is None
+
+
+def test_a_number_has_its_range_and_no_decision() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(60, 10, 40)
+    names = [f"{n}.png" for n in range(40)]
+    reader = stub(ValuePredictions(names, [None] * 40, [None] * 40, true, true + rng.normal(0, 2, 40), "age"))
+    found = first_card(reader)
+    (reading, _) = reader.read([("a.png", eye(1))])[0]
+    row = reader.row(reader.point, "a.png", reading, None)
+    assert found["title"] == f"age: {row['predicted']:.4g}"
+    assert found["range"] == {"low": row["low"], "high": row["high"], "level": 0.9}
+    assert found["bars"] == found["decisions"] == []
+    assert reader.header(reader.point) == b"image,predicted,low,high,quality,error,notice\n"
+
+
+def test_what_is_unlike_the_training_images_is_said(run: Run, reader: Reader) -> None:
+    for threshold in (0.0, 1e9):
+        rule = run.calibration.ood.model_copy(update={"threshold": threshold})  # type: ignore[union-attr]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(run.__dict__, "calibration", run.calibration.model_copy(update={"ood": rule}))
+            found = first_card(reader)
+        assert ("unlike" in found) == (threshold == 0)
 
 
 # ---- who may ask ----------------------------------------------------------------------------------------------------
@@ -471,8 +543,6 @@ def test_nothing_is_written_to_disk_and_no_name_is_logged(
 
 
 def test_rows_are_kept_where_asked_and_nowhere_else(run: Run, reader: Reader, tmp_path: Path) -> None:
-    from eyetune.serving.desk import Photograph
-
     kept = Kept(tmp_path / "kept", reader)
     (reading, error), (nothing, why) = reader.read([("a.png", eye(1)), ("=b.png", b"")])
     kept.add([Photograph("k", "a.png", 1, None, reading=reading, error=error)])

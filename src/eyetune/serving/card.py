@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eyetune.metrics.calibration import Calibration, LabelCalibration
-from eyetune.metrics.predictions import LabelPredictions, Predictions, ValuePredictions
+from eyetune.metrics.predictions import LABEL_THRESHOLD, LabelPredictions, Predictions, ValuePredictions
 from eyetune.metrics.ranges import ends
 from eyetune.metrics.scores import is_graded_dr
 from eyetune.predicting.rows import FLAGGED
@@ -72,6 +72,8 @@ def _grounds(reader: Reader) -> list[str]:
     conformal = fitted.conformal if isinstance(fitted, Calibration) else None
     if conformal is not None and conformal.marginal is not None:
         said.append(f"“Plausible”: a set of classes that held the true one for {conformal.level:.0%} of validation.")
+    if isinstance(fitted, LabelCalibration) and any(one.conformal for one in fitted.labels.values()):
+        said.append("“Too close to tell”: labels of which both answers are in a set that held the true one for 90%.")
     interval = reader.predictor(reader.point).interval
     if interval is not None:
         said.append(f"The range held the true number for {interval.level:.0%} of validation.")
@@ -158,7 +160,8 @@ def _labels(reader: Reader, table: LabelPredictions, row: int) -> dict[str, Any]
             undecided = bool(alone.conformal.sets(np.array([[1 - share, share]]))[0].all())
         bars.append({"name": name, "share": share, "called": called, "undecided": undecided})
     present = [str(bar["name"]) for bar in bars if bar["called"]]
-    return {"title": ", ".join(present) or "None of the labels", "bars": bars}
+    # (Called, that is; the operating points below may draw their lines elsewhere.)
+    return {"title": f"{', '.join(present) or 'None'} above {LABEL_THRESHOLD:.0%}", "bars": bars}
 
 
 def _value(reader: Reader, table: ValuePredictions, row: int) -> dict[str, Any]:

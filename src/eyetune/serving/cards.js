@@ -106,7 +106,7 @@ function result(data) {
   for (const one of data.decisions) parts.push(decision(one));
   if (data.range) {
     const { low, high, level } = data.range;
-    parts.push(make("p", { class: "plain" }, `Likely between ${short(low)} and ${short(high)}: such ranges held ${percent(level, 0)} of validation.`));
+    parts.push(make("p", { class: "plain" }, `Likely between ${short(low)} and ${short(high)}: such ranges held the true number for ${percent(level, 0)} of validation.`));
   }
   if (data.bars.length) parts.push(bars(data.bars));
   if (data.plausible) parts.push(plausible(data.plausible));
@@ -124,7 +124,7 @@ function decision(one) {
   const relation = one.positive ? "at or above" : "below";
   return make("p", { class: `decision plain ${one.positive ? "yes" : "no"}` },
     make("strong", {}, `${plain(one.title)}: ${one.positive ? "yes" : "no"}`),
-    `${plain(one.what)}: ${share}, ${relation} the threshold of ${threshold}`);
+    `${one.what === one.title ? "" : `${plain(one.what)}: `}${share}, ${relation} the threshold of ${threshold}`);
 }
 
 function bars(list) {
