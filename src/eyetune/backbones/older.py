@@ -120,6 +120,9 @@ def read_older(
     """
     parts = read_parts(path)
     name = backbone or named(parts.said)
+    said = parts.said.get("pool")
+    if pool is None and name is not None and isinstance(said, str) and said in find_spec(name).pools:
+        pool = said
     alone = all(HEAD.match(key) for key in parts.body)
     if alone and not parts.lora:
         raise WeightsError(f"{parts.file} holds a head at most: no backbone and no adapters.")
