@@ -27,6 +27,8 @@ def make(name: str, folder: Path) -> Path:
     """The run folder of an untrained network with LoRA (a convolutional one: whole), and a few drawn eyes."""
     from dataclasses import replace
 
+    import torch
+
     from eyetune.config import Config
     from eyetune.data.phantom import write_cohort
     from eyetune.data.records import open_manifest
@@ -49,6 +51,9 @@ def make(name: str, folder: Path) -> Path:
     pairs = zip(manifest, splits, strict=True)
     manifest = manifest.with_records(replace(record, split=split) for record, split in pairs)
     model, strategy = build_model(config, manifest.classes)
+    *_, head = model.head.modules()
+    with torch.no_grad():  # a network that calls something: the calls of one without a preference are noise
+        head.bias.copy_(torch.arange(len(manifest.classes)))
     run = RunDir.create(folder / "run")
     run.write_config(config)
     run.write_environment({})
