@@ -530,6 +530,6 @@ def test_a_study_of_another_program_is_left_alone(plan: Plan) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="forks after torch was imported")
 def test_killed_at_random_moments_no_finished_trial_is_lost() -> None:
     done = subprocess.run(
-        [sys.executable, str(FAULTS), "--kills", "4", "--trials", "3", "--workers", "2"], capture_output=True, text=True
+        [sys.executable, str(FAULTS), "--kills", "1", "--trials", "2", "--workers", "2"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
