@@ -33,7 +33,7 @@ import eyetune.searching.folder
 import eyetune.searching.ledger
 import eyetune.searching.storage
 import eyetune.searching.workers
-import eyetune.verbs.search  # noqa: F401
+import eyetune.verbs.search
 from eyetune.data.phantom import write_cohort
 
 gc.freeze()  # as in toy.py, for what was imported here
