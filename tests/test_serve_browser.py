@@ -47,7 +47,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser, home: Client) -> Iterator[Page]:
     """A page that asks nobody but the server, and in which nothing goes wrong."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     opened = context.new_page()
     asked: list[str] = []
     faults: list[str] = []
@@ -251,7 +251,7 @@ def test_stop_clear_and_close_forget(page: Page, home: Client, reader: Reader, m
     whole = reader.read
 
     def slow(files: Any) -> Any:
-        time.sleep(0.3)
+        time.sleep(0.8)
         return whole(files)
 
     monkeypatch.setattr(reader, "read", slow)
@@ -280,6 +280,6 @@ def test_a_server_that_has_gone_is_said(browser: Browser, reader: Reader) -> Non
         page.goto(f"http://127.0.0.1:{client.port}/")
         page.wait_for_selector("body[data-ready]")
     page.set_input_files("#files", [png("a.png")])
-    page.get_by_text("It could not be sent. Is the server still there, and the file?").wait_for(timeout=10_000)
+    page.get_by_text("It could not be sent. Is the server still there, and the file?").wait_for(timeout=30_000)
     assert page.get_by_role("button", name="Try again").is_visible()
     page.close()
