@@ -172,6 +172,10 @@ def check_command(words: list[str]) -> None:
     """Raise unless the verb exists and takes these flags; nothing is run."""
     from eyetune.cli import app
 
+    if words[0] == "search":
+        flags = [word for word in words[1:] if not word.endswith(".yaml")]
+        assert read_search(["--data.table", __file__, *flags]).space.fields
+        return
     if words[0] != "finetune" or "--help" in words:
         app.parse_args(words, exit_on_error=False, print_error=False)
         return
