@@ -30,7 +30,7 @@ QUALITY = {
     "bright": "Too bright",
     "low_contrast": "Little contrast",
     "small_field": "Small field of view",
-    "no_field": "No field of view found: is it a fundus photograph?",
+    "no_field": "No field of view found, as fundus photographs have",
 }
 """What the words of :mod:`eyetune.data.quality` mean."""
 

@@ -103,6 +103,9 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function result(data) {
   const parts = [make("p", { class: "title" }, data.title)];
+  // What speaks against a result stands before what follows from it.
+  const warnings = [data.unlike, data.flags.length ? `Quality: ${data.flags.join(", ").toLowerCase()}.` : null].filter(Boolean);
+  if (warnings.length) parts.push(make("ul", { class: "warnings" }, ...warnings.map((text) => make("li", {}, text))));
   for (const one of data.decisions) parts.push(decision(one));
   if (data.range) {
     const { low, high, level } = data.range;
@@ -112,8 +115,6 @@ function result(data) {
   if (data.plausible) parts.push(plausible(data.plausible));
   const undecided = data.bars.filter((bar) => bar.undecided).map((bar) => bar.name);
   if (undecided.length) parts.push(make("p", { class: "plain" }, `Too close to tell: ${undecided.join(", ")}.`));
-  const warnings = [data.unlike, data.flags.length ? `Quality: ${data.flags.join(", ").toLowerCase()}.` : null].filter(Boolean);
-  if (warnings.length) parts.push(make("ul", { class: "warnings" }, ...warnings.map((text) => make("li", {}, text))));
   return parts;
 }
 
