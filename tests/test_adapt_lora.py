@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from eyetune.adapt import count_parameters, describe_parameters
-from eyetune.adapt.classifier import Classifier
+from eyetune.adapt.classifier import Classifier, put_norm_before
 from eyetune.adapt.lora import (
     Lora,
     LoraConfig,
@@ -460,3 +460,12 @@ def test_a_model_without_adapter_has_none_to_save_or_merge(tmp_path: Path) -> No
         save_adapter(model, tmp_path)
     with pytest.raises(ValueError, match="no LoRA adapter"):
         merge(model)
+
+
+def test_a_head_with_a_norm_is_not_saved_without_it(tmp_path: Path) -> None:
+    model = trained()
+    put_norm_before(model)
+
+    with pytest.raises(RunError, match="a norm stands before it"):
+        save_adapter(model, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -325,6 +325,7 @@ def test_damage_anywhere_is_noticed(model: Path, tmp_path: Path, capsys: pytest.
     assert main(["predict", str(path), str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["predict", str(tmp_path / "missing.onnx"), str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"eyetune: no file at {tmp_path / 'missing.onnx'}.\n"
 
 
 # --- held against the run ---------------------------------------------------------------------------------------------
@@ -536,7 +537,7 @@ def test_where_no_photograph_is_left_drawn_eyes_stand_for_them(
     assert found.split == "drawn eyes"
     assert found.images > 4
     et.export(run, "safetensors", out=tmp_path / "out")
-    assert "not where they were" in capsys.readouterr().out
+    assert "is at hand to check on; drawn eyes stood" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 

@@ -213,7 +213,9 @@ def test_file_and_flags_say_the_same(table: Path) -> None:
         (["--objectives", "qwk,qwk"], "every one once"),
         (["--objectives", "qwk,,"], "names with commas"),
         (["--space", "everything"], "the usual space is 'usual'"),
-        (["--trails", "5"], "unknown"),
+        (["--trails", "5"], "--trails: unknown. Did you mean 'trials'?"),
+        (["--trian.lr", "5"], "trian"),
+        (["--sed", "5"], "Did you mean 'seed'?"),
         (["--trials", "1", "--trials", "2"], "stands twice"),
     ],
 )

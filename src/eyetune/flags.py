@@ -181,7 +181,7 @@ def own_words(
         examples: option -> a value, for messages. Dashes in the words are underscores in the names.
         switches: options that may stand alone, which then say "true".
 
-    Raises ConfigError for an option without its value.
+    Raises ConfigError for an option without its value, and for one that is nearer to these than to any field.
     """
     own: list[tuple[str, str]] = []
     rest: list[str] = []
@@ -191,6 +191,8 @@ def own_words(
         shown, equals, text = word.removeprefix("--").partition("=")
         name = shown.replace("-", "_")
         if not word.startswith("--") or name not in {*examples, *switches}:
+            if word.startswith("--"):
+                _check_spelling(shown, name, {*examples, *switches})
             rest.append(word)
             continue
         if not equals and name in switches:
@@ -201,6 +203,15 @@ def own_words(
             text = waiting.pop(0)
         own.append((name, text))
     return own, rest
+
+
+def _check_spelling(shown: str, name: str, own: set[str]) -> None:
+    """Raise ConfigError for `--trails`, where `trials` is one of the verb's own options and no field is nearer."""
+    fields = {path.partition(".")[0] for path in (flag.path for flag in flags(Config))} | set(SHORT)
+    if "." not in name and name.removeprefix("no_") not in fields:
+        hint = did_you_mean(name, sorted(own | fields))
+        if any(f"'{one}'" in hint for one in own):
+            raise ConfigError(f"--{shown}: unknown.{hint}")
 
 
 def to_resume(given: Words) -> tuple[str, bool] | None:

@@ -260,12 +260,18 @@ def peft_classifier(backbone: Backbone) -> str | None:
 def save_adapter(model: Classifier, folder: Path) -> None:
     """Write the adapter in use and its head to `folder`, in PEFT's layout (see the top of this file).
 
-    Raises UserError when the folder cannot be written, and ValueError when the model has no adapter.
+    Raises UserError when the folder cannot be written, RunError when the head is more than one linear layer (the norm
+    of some programs' checkpoints would be lost), and ValueError when the model has no adapter.
     """
     folder = Path(folder)
     from eyetune.adapt.classifier import SharedLinear
 
     name = _active(model)
+    if len([module for module in model.head.modules() if any(True for _ in module.parameters(recurse=False))]) != 1:
+        raise RunError(
+            "the head is more than one linear layer (a norm stands before it), which PEFT's layout has no place for: "
+            "eyetune export --to onnx keeps it."
+        )
     config = _configs(model.backbone.network)[name]
     classifier = (config.modules_to_save or ["head"])[0]
     tensors = {f"{PEFT_PREFIX}{key}": tensor for key, tensor in _adapter_tensors(model.backbone.network, name).items()}

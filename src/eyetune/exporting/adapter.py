@@ -45,16 +45,14 @@ def write_adapter(run: Run, path: Path) -> Checked:
         run: on the CPU, in float32.
         path: the folder; an earlier export there is replaced.
 
-    Raises RunError for a run that has no adapter, with what to do instead, and when the adapter on fresh base weights
-    says something else: then nothing is written.
+    Raises RunError for a run that has no adapter, with what to do instead, for one whose head PEFT's layout has no
+    place for, and when the adapter on fresh base weights says something else: then nothing is written.
     """
     if run.model.adapter is None:
         raise RunError(
             f"{run.name} was adapted with {run.card.adapt['kind']}, not with LoRA: it has no adapter. Use --to "
             "safetensors, or --to onnx."
         )
-    if run.card.head_norm:
-        raise RunError(f"{run.name}: its head has a norm, which PEFT's layout has no place for: use --to onnx.")
     layout = TimmNetwork.of(run.model.backbone, run.model.outputs)
     sheet = sheet_of(run, "adapter")
     with whole_folder(path) as folder:

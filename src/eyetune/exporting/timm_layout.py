@@ -98,7 +98,7 @@ def tensors_of(model: Classifier, layout: TimmNetwork) -> dict[str, Tensor]:
     layers = [module for module in model.head.modules() if any(True for _ in module.parameters(recurse=False))]
     if len(layers) != 1 or not isinstance(layers[0], (nn.Linear, SharedLinear)):
         raise RunError(
-            "its head is more than one linear layer, which timm's networks have no place for: use --to onnx."
+            "the head is more than one linear layer, which timm's networks have no place for: use --to onnx."
         )
     body = model.backbone.network.state_dict().items()
     found = {name: tensor for name, tensor in body if not name.startswith(f"{layout.classifier}.")}

@@ -140,6 +140,8 @@ def read_outline(path: Path) -> Outline:
                 return found
     except _Refused as refused:
         raise RunError(f"{path} is not a model that EyeTune exported, or not any more: {refused}.") from None
+    except FileNotFoundError:
+        raise RunError(f"no file at {path}.") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}).") from error
 

@@ -172,8 +172,10 @@ def _warnings(plan: Plan, objectives: Sequence[Objective], rows: Sequence[Row], 
 
 def honest(complete: int, objective: Objective) -> str:
     """What the best score of a search is, in a sentence."""
+    if complete == 1:
+        return "How good the model is says the test split, which no trial has seen."
     return (
-        f"The best of {plural(complete, 'validation score')} is optimistic: it was chosen because it is the "
+        f"The best of {complete} validation scores is optimistic: it was chosen because it is the "
         f"{'highest' if objective.higher else 'lowest'}, partly by luck. How good the model is says the test split, "
         "which no trial has seen."
     )

@@ -67,7 +67,7 @@ def export(
         found = (write_adapter if to == "adapter" else write_safetensors)(trained, path)
     print(check.line(found))
     if found.split not in ("val", "train"):
-        print(f"note: the photographs of {trained.name} are not where they were; {found.split} stood for them")
+        print(f"note: no photograph of {trained.name} is at hand to check on; {found.split} stood for them")
     elif found.split == "train":
         print("note: the run has no validation photographs; training ones stood for them")
     print(f"written: {path}\nlicence of the weights it was made from ({trained.backbone}): {trained.licence}")
