@@ -473,6 +473,7 @@ def test_what_does_badly_is_stopped(plan: Plan) -> None:
         ("redis://me:hunter2@host/0", "SQLite or a database server"),
         ("sqlite://", "in memory is gone"),
         ("postgresql//me:hunter2@host/db", "not the URL of a database"),
+        ("postgresql://me:hunt@hunter2@host/db", "In a password write @ as %40"),
         ("oracel://me:hunter2@host/db", "no such kind of database"),
         ("mysql://me:hunter2@host/db", "is not installed"),
     ],

@@ -156,7 +156,7 @@ def why_no_heat_maps(model: TrainedModel) -> str | None:
     """Why there are no heat maps of a model's predictions, in a sentence; None where there are."""
     run = model.as_run()
     if run is None:
-        return f"no heat maps of {model.name}: they look into the network, which an exported model hides. Use its run."
+        return f"{model.name}: heat maps look into the network, which an exported model hides. Use its run."
     from eyetune.heatmaps import choose_method
 
     try:

@@ -86,12 +86,18 @@ def find_place(storage: str | None, out: Path) -> Place:
     try:
         url = make_url(storage)
     except (ArgumentError, ValueError):
-        hint = f" A SQLite file is sqlite:///{storage}" if "://" not in storage else ""
+        hint = f" A SQLite file is sqlite:///{storage}." if "://" not in storage else ""
         raise UserError(
             f"--storage: this is not the URL of a database (what stands there is not repeated here: it may hold a "
             f"password).{hint if '@' not in storage else ''} Examples: sqlite:///search.db, "
             "postgresql+psycopg://user@host/name."
         ) from None
+    if "@" in (url.host or ""):
+        # What follows the first @ would count as the host, and be shown.
+        raise UserError(
+            "--storage: more than one @ in the URL (which is not repeated here: it may hold a password). "
+            "In a password write @ as %40."
+        )
     shown = _SECRET.sub(r"\1***", url.render_as_string(hide_password=True))
     if url.get_backend_name() == "sqlite":
         if not url.database or url.database == ":memory:":
