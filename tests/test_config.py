@@ -104,6 +104,11 @@ def test_a_field_of_another_strategy_is_not_of_this_one(table: Path) -> None:
     assert found["adapt.targets"] == "belongs to lora, not to linear"
 
 
+def test_a_section_of_another_command_is_known_as_its_own(table: Path) -> None:
+    found = faults({"data": {"table": str(table)}, "search": {"trials": 5}})
+    assert found["search"].startswith("is a section of eyetune search alone")
+
+
 @pytest.mark.parametrize(
     ("content", "path", "message"),
     [

@@ -466,6 +466,8 @@ def _messages(config: type[RunConfig], error: ValidationError, content: Mapping[
             owners = [name for name, section in STRATEGIES if path.removeprefix("adapt.") in section.model_fields]
             if path.startswith("adapt.") and owners:
                 yield path, f"belongs to {' and '.join(owners)}, not to {kind}"
+            elif path in ("compare", "search"):
+                yield path, f"is a section of eyetune {path} alone: this command needs a file without it"
             else:
                 yield path, f"unknown.{did_you_mean(path, known)}"
         elif fault["type"] == "missing":
