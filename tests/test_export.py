@@ -190,7 +190,7 @@ def test_what_an_exported_model_lacks_is_said(
     model: Path, eyes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, said in (
-        (["--heatmaps", str(tmp_path / "maps")], "no heat maps"),
+        (["--heatmaps", str(tmp_path / "maps")], "heat maps look into the network"),
         (["--weights", "x.pth"], "--weights"),
         (["--precision", "bf16"], "--precision bf16"),
         (["--calibration", "elsewhere"], "holds no calibration for 'elsewhere'"),

@@ -127,6 +127,7 @@ def test_research_use_cannot_be_missed(page: Page) -> None:
         page.emulate_media(media=media)  # type: ignore[arg-type]
         assert notice.is_visible()
         assert page.locator(".use:visible").count() == 5
+        assert page.get_by_label("Threshold").is_visible(), "a decision without its threshold says little"
     page.emulate_media(media="screen")
     box = notice.bounding_box()
     assert box is not None

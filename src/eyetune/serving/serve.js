@@ -368,7 +368,7 @@ function introduce(model) {
   for (const { name, title } of model.points) at("point").append(make("option", { value: name }, title.replace(">=", "≥")));
   at("point-choice").hidden = !model.points.length;
   if (!model.points.length) at("filter").querySelector("[value=positive]").remove();
-  at("heat-choice").hidden = Boolean(model.no_heat_maps);
+  for (const id of ["heat-choice", "heat-words"]) at(id).hidden = Boolean(model.no_heat_maps);
   const grounds = [...model.grounds, ...(model.no_heat_maps ? [`There are no heat maps: ${model.no_heat_maps}`] : [])];
   at("grounds").querySelector("ul").append(...grounds.map((text) => make("li", {}, text)));
   at("licence").textContent = `Licence of the base weights: ${model.licence}`;
