@@ -39,6 +39,16 @@ def furnish(folder: Path) -> None:
     (folder / "data" / "aptos" / "train.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Blocks switch anomaly detection and deterministic cuDNN on, for the whole process: not for the tests behind."""
+    cudnn = torch.backends.cudnn
+    before = torch.is_anomaly_enabled(), cudnn.deterministic, cudnn.benchmark
+    yield
+    torch.autograd.set_detect_anomaly(before[0])
+    cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with all that, and weights of the miniatures."""
