@@ -149,6 +149,11 @@ def options_of(*verb: str) -> Callable[[], set[str]]:
     return found
 
 
+def spoken(options: Mapping[str, Any]) -> list[str]:
+    """Options of a verb and their values as its words; those without a value (None) are not said."""
+    return [word for option, value in options.items() if value is not None for word in (option, str(value))]
+
+
 def _plain(name: str) -> str:
     """`--Batch-size` as options are compared: `batch_size`."""
     return name.lstrip("-").replace("-", "_")

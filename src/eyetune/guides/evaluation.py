@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eyetune.errors import ConfigError, did_you_mean
-from eyetune.guides.door import Door, Given, Meant, Parser, options_of
+from eyetune.guides.door import Door, Given, Meant, Parser, options_of, spoken
 from eyetune.older_config import TYPES, VARIANTS
 
 KINDS = {
@@ -98,10 +98,8 @@ def _meaning(given: Given, rest: list[str]) -> Meant:
         notes = _about_run(run, given)
     else:
         backbone = given["model_name"] or VARIANTS.get(str(given["model_variant"]))
-        for option, value in (("--backbone", backbone), ("--out", given["output_dir"])):
-            words += [] if value is None else [option, value]
-    for option, name in (("--weights", "checkpoint_path"), ("--workers", "num_workers")):
-        words += [] if given[name] is None else [option, given[name]]
+        words += spoken({"--backbone": backbone, "--out": given["output_dir"]})
+    words += spoken({"--weights": given["checkpoint_path"], "--workers": given["num_workers"]})
     return Meant([*words, *rest], notes)
 
 

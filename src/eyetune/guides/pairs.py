@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eyetune.guides.door import Door, Given, Meant, Parser, options_of
+from eyetune.guides.door import Door, Given, Meant, Parser, options_of, spoken
 
 _STREAMING = "means nothing here: images are streamed, and the hub's own limits are heeded"
 _GONE = {
@@ -31,9 +31,7 @@ def _declare(parser: Parser) -> None:
 
 def _meaning(given: Given, rest: list[str]) -> Meant:
     split, out = given["split"], given["output_dir"]
-    words = ["clip", "prepare", given["csv_path"]]
-    if given["hf_dataset_name"] is not None:
-        words += ["--dataset", given["hf_dataset_name"]]
+    words = ["clip", "prepare", given["csv_path"], *spoken({"--dataset": given["hf_dataset_name"]})]
     notes = [f"--{name}: {why}" for name, why in _GONE.items() if given[name] is not None]
     if split != "train":
         words += ["--split", split, "--out", f"{out}/{split}"]
@@ -46,9 +44,7 @@ def _meaning(given: Given, rest: list[str]) -> Meant:
                 "A tenth of the patients of train validate: an epoch chosen on the test split would be chosen by what "
                 "is asked afterwards."
             )
-    if given["image_size"] is not None:
-        words += ["--pixels", given["image_size"]]
-    return Meant([*words, *rest], notes)
+    return Meant([*words, *spoken({"--pixels": given["image_size"]}), *rest], notes)
 
 
 PREPARE_RETCLIP_DATA = Door(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from eyetune.data.config import DataConfig
 from eyetune.errors import ConfigError
 from eyetune.guides import CROSS, TICK
-from eyetune.guides.door import Door, Given, Meant, Parser, options_of
+from eyetune.guides.door import Door, Given, Meant, Parser, options_of, spoken
 from eyetune.guides.settings import GuideConfig, read_guide_config
 
 if TYPE_CHECKING:
@@ -83,15 +83,8 @@ def _meaning(given: Given, rest: list[str]) -> Meant:
     table, images = given["csv_file"] or data.train_csv, given["img_dir"] or data.train_img_dir
     if table is None:
         raise ConfigError("--csv_file: which table? Name it, or a --config that does.")
-    words = ["data", "audit", str(table)]
-    for option, value in (
-        ("--images", images),
-        ("--image-column", data.image_column),
-        ("--label-column", data.label_column),
-        ("--patient-column", data.patient_column),
-    ):
-        words += [] if value is None else [option, str(value)]
-    return Meant([*words, *rest])
+    columns = {f"--{name}-column": getattr(data, f"{name}_column") for name in ("image", "label", "patient")}
+    return Meant(["data", "audit", str(table), *spoken({"--images": images, **columns}), *rest])
 
 
 VALIDATE_DATA = Door(
