@@ -27,6 +27,7 @@ from eyetune.report import page
 from eyetune.searching import ledger, storage, workers
 from eyetune.searching.ledger import Ledger, Taken
 from eyetune.searching.plan import Objective, Plan, read_plan
+from eyetune.searching.results import outcome
 from eyetune.searching.storage import StorageError, find_place
 from eyetune.train import results as run_results
 from eyetune.train.run import Run
@@ -346,6 +347,15 @@ def take(book: Ledger, limit: int = 100) -> Taken:
 
 def state(book: Ledger) -> list[str]:
     return [trial.state.name for trial in book.trials()]
+
+
+def test_scores_that_are_all_the_same_choose_nothing(plan: Plan) -> None:
+    mine = book(plan)
+    for value in (0.0, 0.0, 0.5):
+        mine.finish(take(mine), [value], {})
+        said = "\n".join(outcome(plan, ONE, mine.study).warnings)
+        complete = len(mine.trials())
+        assert ("tells no settings apart" in said) == (complete == 2), complete
 
 
 @pytest.fixture

@@ -153,7 +153,13 @@ def _importance(study: Any, complete: int) -> dict[str, float]:
 
 def _warnings(plan: Plan, objectives: Sequence[Objective], rows: Sequence[Row], front: Sequence[Row]) -> list[str]:
     found = []
-    if front:
+    complete = [row.values for row in rows if row.state == "complete"]
+    if len(complete) > 1 and len(set(complete)) == 1:  # the best is merely the first: no edge to speak of
+        found.append(
+            f"all {len(complete)} complete trials came to {objectives[0].name} {complete[0][0]:.3g}: that tells no "
+            "settings apart. Train longer (train.epochs), or see whether the network learns: eyetune check model"
+        )
+    elif front:
         best = front[0]
         kind = str(best.parameters.get("adapt.kind", plan.space.kind))
         for path, value in best.parameters.items():
